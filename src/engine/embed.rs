@@ -1,0 +1,254 @@
+//! Starting engines: [`InMemoryStorage`], [`AcidStorage`], or whichever a configuration asks for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::config::{AcidBackend, Config, StorageMode};
+use crate::engine::api::{
+    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page, ReadError,
+    ReadRequest, Storage, StorageFuture, StreamInfo, Subscription,
+};
+use crate::engine::clock::Clock;
+use crate::engine::core::{self, Shared};
+use crate::engine::handle::{Engine, StopOnDrop};
+use crate::engine::mailbox::Mailbox;
+use crate::engine::quota::Quotas;
+use crate::engine::request::Mail;
+use crate::engine::shard::{Shard, ShardLimits};
+use crate::protocol::name::StreamName;
+use crate::protocol::offset::RequestedOffset;
+use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters};
+use crate::storage::committer::Committer;
+use crate::storage::{OpenLog, StorageError};
+use crate::stream::append::StreamLimits;
+
+static ENGINES: AtomicU64 = AtomicU64::new(1);
+
+/// What tests set and a configuration does not.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// What redb works on instead of files.
+    pub backend: Option<TestBackend>,
+}
+
+/// A [`BackendFactory`] that can be printed.
+#[derive(Clone)]
+pub struct TestBackend(pub BackendFactory);
+
+impl std::fmt::Debug for TestBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestBackend")
+    }
+}
+
+impl EngineOptions {
+    /// With this clock.
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// With redb on what the factory makes.
+    pub fn with_backend(mut self, factory: BackendFactory) -> Self {
+        self.backend = Some(TestBackend(factory));
+        self
+    }
+}
+
+impl Engine {
+    /// Starts the engine that the configuration asks for. When this returns, every shard takes requests.
+    ///
+    /// # Errors
+    /// Whatever keeps the data directory from being opened, as one clear line.
+    pub fn open(config: &Config) -> Result<Self, StorageError> {
+        match config.storage.mode {
+            StorageMode::Memory => InMemoryStorage::new(config).map(|storage| storage.0),
+            StorageMode::Acid => AcidStorage::open(config).map(|storage| storage.engine),
+        }
+    }
+
+    fn start_cores(
+        config: &Config,
+        shards: usize,
+        options: &EngineOptions,
+        prepare: impl Fn(&mut Shard, &Arc<Shared>) -> Result<(), StorageError>,
+    ) -> Result<Self, StorageError> {
+        let limits = &config.limits;
+        let in_memory = config.storage.mode == StorageMode::Memory;
+        let quotas = Quotas::new(
+            shards,
+            in_memory.then_some(limits.max_memory_bytes),
+            limits.max_streams,
+            limits.max_disk_bytes,
+        );
+        let (mailboxes, mail): (Vec<_>, Vec<_>) = (0..shards).map(|_| Mailbox::new()).unzip();
+        let id = ENGINES.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(Shared::new(id, mailboxes, quotas, options.clock.clone()));
+        let shard_limits = ShardLimits {
+            stream: StreamLimits {
+                stream_bytes_max: limits.max_stream_bytes,
+                producers_max: limits.max_producers_per_stream,
+            },
+            staged_bytes_max: limits.max_staged_bytes,
+            journal_bytes: config.storage.journal_bytes,
+            recent_bytes_max: limits.max_memory_bytes / shards as u64,
+        };
+        let mut ready = Vec::with_capacity(shards);
+        for (index, mail) in mail.into_iter().enumerate() {
+            let mut shard = Shard::new(index, shared.clone(), shard_limits.clone());
+            prepare(&mut shard, &shared)?;
+            ready.push((shard, mail));
+        }
+        let stop = Arc::new(StopOnDrop(shared.clone()));
+        core::start(&shared, ready)
+            .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
+        Ok(Self { shared, _stop: stop })
+    }
+}
+
+/// Number of cores available to this process.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256)
+}
+
+/// Streams in RAM only: gone when the process ends.
+#[derive(Clone, Debug)]
+pub struct InMemoryStorage(Engine);
+
+impl InMemoryStorage {
+    /// Starts `storage.acid_shard_count` core threads, by default one for each core. They end when the last clone is
+    /// dropped, or with [`Storage::shutdown`].
+    ///
+    /// # Errors
+    /// If the operating system gives no threads.
+    pub fn new(config: &Config) -> Result<Self, StorageError> {
+        Self::with_options(config, &EngineOptions::default())
+    }
+
+    /// The same with a clock of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_options(config: &Config, options: &EngineOptions) -> Result<Self, StorageError> {
+        let mut config = config.clone();
+        config.storage.mode = StorageMode::Memory;
+        let shards = config.storage.acid_shard_count.unwrap_or_else(cores);
+        Engine::start_cores(&config, shards, options, |_, _| Ok(())).map(Self)
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Engine {
+        &self.0
+    }
+}
+
+/// Streams in one redb database per shard: an answer to a mutation is a committed transaction.
+#[derive(Clone, Debug)]
+pub struct AcidStorage {
+    engine: Engine,
+    counters: Arc<IoCounters>,
+}
+
+impl AcidStorage {
+    /// Opens `storage.data_dir`, making it if need be, recovers what it holds, and starts the core threads.
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] if another process uses the directory, [`StorageError::Layout`] if it was made with
+    /// another shard count, and whatever the operating system or the database have to say.
+    pub fn open(config: &Config) -> Result<Self, StorageError> {
+        Self::open_with(config, &EngineOptions::default())
+    }
+
+    /// The same with a clock or a redb backend of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(config: &Config, options: &EngineOptions) -> Result<Self, StorageError> {
+        let mut config = config.clone();
+        config.storage.mode = StorageMode::Acid;
+        let mut acid = AcidOptions::new(&config.storage.data_dir);
+        acid.shards = config.storage.acid_shard_count;
+        acid.default_shards = cores();
+        acid.cache_bytes = config.storage.cache_bytes;
+        acid.two_phase_commit = config.storage.acid_two_phase_commit;
+        acid.backend = match (&options.backend, config.storage.acid_backend) {
+            (Some(test), _) => Backend::Factory(test.0.clone()),
+            (None, AcidBackend::InMemory) => Backend::InMemory,
+            (None, AcidBackend::File) => Backend::File,
+        };
+        let log = Arc::new(AcidLog::new(acid)?);
+        let counters = log.counters();
+        let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &log);
+        let engine = Engine::start_cores(&config, log.shard_count(), options, prepare)?;
+        Ok(Self { engine, counters })
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What the databases did to their files so far.
+    pub fn io_counters(&self) -> &IoCounters {
+        &self.counters
+    }
+}
+
+/// Recovers a shard and starts its commit thread.
+fn open_shard(shard: &mut Shard, shared: &Arc<Shared>, log: &Arc<AcidLog>) -> Result<(), StorageError> {
+    let index = shard.index();
+    let (commits, recovered) = log.open(index)?;
+    let reader = commits.reader();
+    shared.quotas.set_disk_bytes(index, commits.disk_bytes());
+    let report = {
+        let shared = shared.clone();
+        Box::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
+    };
+    let opener: Arc<dyn OpenLog> = log.clone();
+    let committer = Committer::spawn(index, opener, commits, report)
+        .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
+    shard.attach_committer(committer);
+    shard.restore(recovered, reader)
+}
+
+/// Both are engines and nothing else, as far as requests are concerned.
+macro_rules! storage_by_engine {
+    ($storage:ty, $engine:ident) => {
+        impl Storage for $storage {
+            fn create(&self, request: CreateRequest) -> StorageFuture<'_, Result<Created, CreateError>> {
+                self.$engine().create(request)
+            }
+            fn append(&self, request: AppendRequest) -> StorageFuture<'_, Result<Appended, AppendError>> {
+                self.$engine().append(request)
+            }
+            fn delete(&self, name: StreamName) -> StorageFuture<'_, Result<(), LookupError>> {
+                self.$engine().delete(name)
+            }
+            fn head(&self, name: StreamName) -> StorageFuture<'_, Result<StreamInfo, LookupError>> {
+                self.$engine().head(name)
+            }
+            fn read(&self, request: ReadRequest) -> StorageFuture<'_, Result<Page, ReadError>> {
+                self.$engine().read(request)
+            }
+            fn subscribe(
+                &self,
+                name: StreamName,
+                from: RequestedOffset,
+            ) -> StorageFuture<'_, Result<Subscription, ReadError>> {
+                self.$engine().subscribe(name, from)
+            }
+            fn health(&self) -> Health {
+                self.$engine().health()
+            }
+            fn shutdown(&self) -> StorageFuture<'_, ()> {
+                self.$engine().shutdown()
+            }
+        }
+    };
+}
+
+storage_by_engine!(InMemoryStorage, engine);
+storage_by_engine!(AcidStorage, engine);

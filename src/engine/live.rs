@@ -1,0 +1,323 @@
+//! Live reads: topics, batches and subscriptions.
+//!
+//! A *topic* is one stream as seen by the live readers of one core. The owning shard sends it *news* after each commit:
+//! the new tail, and the new bytes. Everything in it is a position, so news and snapshots may arrive in any order
+//! without losing or doubling a byte. A reader holds a position and nothing else; one that falls behind what the topic
+//! still has reads from storage, like any catch-up reader.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::engine::api::{LookupRefusal, ReadError, StreamInfo};
+use crate::engine::handle::Engine;
+use crate::engine::request::{Mail, Origin, Subscribed, Target};
+use crate::protocol::offset::RequestedOffset;
+use crate::stream::fork::StreamRef;
+
+/// Bytes that a topic keeps for readers who are a little late.
+const RECENT_BYTES_MAX: usize = 256 * 1024;
+/// Joined batches that a topic remembers, for readers who are late by the same amount.
+const JOINED_MAX: usize = 4;
+
+/// What happens next on a stream that is read live.
+#[derive(Clone, Debug)]
+pub enum LiveEvent {
+    /// Bytes.
+    Data(Arc<LiveBatch>),
+    /// The stream is closed and everything up to its tail has been delivered.
+    Closed {
+        /// Final tail in stored bytes.
+        tail: u64,
+    },
+    /// Deleted or expired, and gone.
+    Removed,
+    /// Deleted or expired, but kept for its forks.
+    SoftDeleted,
+}
+
+/// Contiguous bytes of a stream, shared by all its subscribers on a core.
+#[derive(Debug)]
+pub struct LiveBatch {
+    /// First position.
+    pub start: u64,
+    /// Position after the last byte.
+    pub end: u64,
+    /// Stored bytes `start..end` in order.
+    pub data: Vec<Bytes>,
+    /// The batch ends at the durable tail.
+    pub up_to_date: bool,
+    /// The stream is closed and the batch ends at its tail.
+    pub closed: bool,
+    encoded: Mutex<Option<(u64, Bytes)>>,
+}
+
+impl LiveBatch {
+    fn new(start: u64, end: u64, data: Vec<Bytes>, up_to_date: bool, closed: bool) -> Arc<Self> {
+        Arc::new(Self { start, end, data, up_to_date, closed, encoded: Mutex::new(None) })
+    }
+
+    /// The batch as encoded by `encode`, computed once for all subscribers that ask with the same `key`.
+    pub fn encode_once(&self, key: u64, encode: impl FnOnce(&LiveBatch) -> Bytes) -> Bytes {
+        let mut encoded = lock(&self.encoded);
+        match &*encoded {
+            Some((known, bytes)) if *known == key => bytes.clone(),
+            _ => {
+                let bytes = encode(self);
+                *encoded = Some((key, bytes.clone()));
+                bytes
+            }
+        }
+    }
+}
+
+/// Taken over even from a thread that panicked: what is behind these locks is consistent between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a stream ended for its readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Removed,
+    SoftDeleted,
+}
+
+/// What a commit means for the readers of a stream.
+#[derive(Clone, Debug)]
+pub(crate) struct TopicNews {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// `start..end`, or nothing if that is too much to push to readers.
+    pub(crate) data: Option<Bytes>,
+    pub(crate) closed: bool,
+    pub(crate) ended: Option<Ended>,
+}
+
+/// One stream as seen by the live readers of one core.
+#[derive(Debug)]
+pub(crate) struct Topic {
+    state: Mutex<TopicState>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct TopicState {
+    tail: u64,
+    closed: bool,
+    ended: Option<Ended>,
+    /// The latest batches, contiguous, the last one ending at `tail`.
+    recent: VecDeque<Arc<LiveBatch>>,
+    recent_bytes: usize,
+    joined: VecDeque<Arc<LiveBatch>>,
+}
+
+/// What a topic has for a reader at some position.
+enum Next {
+    Batch(Arc<LiveBatch>),
+    Closed { tail: u64 },
+    Ended(Ended),
+    /// The bytes are there, but no longer here.
+    Behind,
+    Nothing,
+}
+
+impl Topic {
+    pub(crate) fn new(tail: u64, closed: bool) -> Arc<Self> {
+        let state = TopicState {
+            tail,
+            closed,
+            ended: None,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            joined: VecDeque::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    /// Takes in news and wakes all readers.
+    pub(crate) fn announce(&self, news: TopicNews) {
+        lock(&self.state).take_in(news);
+        self.changed.notify_waiters();
+    }
+}
+
+impl TopicState {
+    fn take_in(&mut self, news: TopicNews) {
+        self.closed |= news.closed;
+        self.ended = self.ended.or(news.ended);
+        match news.data {
+            Some(data) if news.start == self.tail && news.end > news.start => {
+                self.recent_bytes += data.len();
+                let batch = LiveBatch::new(news.start, news.end, vec![data], true, news.closed);
+                self.recent.push_back(batch);
+                while self.recent_bytes > RECENT_BYTES_MAX {
+                    let oldest = self.recent.pop_front().expect("the sum of nothing is 0");
+                    self.recent_bytes -= (oldest.end - oldest.start) as usize;
+                }
+            }
+            _ if news.end != self.tail => {
+                self.recent.clear();
+                self.recent_bytes = 0;
+            }
+            _ => {}
+        }
+        self.tail = self.tail.max(news.end);
+        self.joined.clear();
+    }
+
+    /// `position` is where the reader is, `held` how much before that it wants again.
+    fn next(&mut self, position: u64, held: u64, bytes_max: usize) -> Next {
+        if let Some(ended) = self.ended {
+            return Next::Ended(ended);
+        }
+        if position >= self.tail {
+            let at_end = self.closed && position == self.tail;
+            return match (at_end, held) {
+                (false, _) => Next::Nothing,
+                (true, 0) => Next::Closed { tail: self.tail },
+                (true, _) => self.batch_from(position - held, bytes_max),
+            };
+        }
+        self.batch_from(position - held, bytes_max)
+    }
+
+    fn batch_from(&mut self, start: u64, bytes_max: usize) -> Next {
+        let first = self.recent.partition_point(|batch| batch.end <= start);
+        if self.recent.get(first).is_none_or(|batch| batch.start > start) {
+            return Next::Behind;
+        }
+        // As much as fits, in whole batches, so that no JSON message is cut; at least one.
+        let mut end = self.recent[first].end;
+        for batch in self.recent.range(first + 1..) {
+            if batch.end - start > bytes_max as u64 {
+                break;
+            }
+            end = batch.end;
+        }
+        let up_to_date = end == self.tail;
+        let closed = up_to_date && self.closed;
+        let as_asked = |batch: &LiveBatch| {
+            batch.start == start && batch.end == end && batch.up_to_date == up_to_date && batch.closed == closed
+        };
+        let mut known = self.joined.iter().chain(self.recent.get(first));
+        if let Some(batch) = known.find(|batch| as_asked(batch)) {
+            return Next::Batch(batch.clone());
+        }
+        let joined = LiveBatch::new(start, end, self.bytes(first, start, end), up_to_date, closed);
+        if self.joined.len() == JOINED_MAX {
+            self.joined.pop_front();
+        }
+        self.joined.push_back(joined.clone());
+        Next::Batch(joined)
+    }
+
+    fn bytes(&self, first: usize, start: u64, end: u64) -> Vec<Bytes> {
+        let mut data = Vec::new();
+        for batch in self.recent.range(first..).take_while(|batch| batch.start < end) {
+            let mut at = batch.start;
+            for piece in &batch.data {
+                let skip = start.saturating_sub(at).min(piece.len() as u64) as usize;
+                at += piece.len() as u64;
+                if skip < piece.len() {
+                    data.push(piece.slice(skip..));
+                }
+            }
+        }
+        data
+    }
+}
+
+/// A live read of one stream: a position, and a share of the topic that wakes it. Dropping it ends the read.
+#[derive(Debug)]
+pub struct Subscription {
+    pub(super) engine: Engine,
+    info: StreamInfo,
+    pub(super) stream: StreamRef,
+    origin: Origin,
+    topic: Arc<Topic>,
+    position: u64,
+    held: u64,
+}
+
+impl Subscription {
+    pub(crate) fn new(engine: Engine, subscribed: Subscribed) -> Self {
+        let Subscribed { info, stream, position, check_start: _, topic, origin } = subscribed;
+        Self { engine, info, stream, origin, topic, position, held: 0 }
+    }
+
+    /// The stream when the subscription began.
+    pub fn info(&self) -> &StreamInfo {
+        &self.info
+    }
+
+    /// Next byte to deliver.
+    pub fn position(&self) -> u64 {
+        self.position - self.held
+    }
+
+    /// Takes the last `bytes` delivered bytes back: the next batch begins with them, but comes only when there is more
+    /// (or when the stream is closed).
+    pub fn hold_back(&mut self, bytes: usize) {
+        self.held = (bytes as u64).min(self.position);
+    }
+
+    /// Waits for what comes next; at once if there is data after the position, or if the stream is closed or gone.
+    /// `max_bytes` bounds a batch (a larger JSON message comes alone, as does what one commit brought). Cancel-safe.
+    pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
+        loop {
+            let topic = self.topic.clone();
+            let mut changed = std::pin::pin!(topic.changed.notified());
+            // Registered before looking, so that news in between are not missed.
+            changed.as_mut().enable();
+            let next = if self.position < self.info.tail {
+                // What was there at the start is not news, and the topic may never hear of it.
+                Next::Behind
+            } else {
+                lock(&topic.state).next(self.position, self.held, max_bytes)
+            };
+            match next {
+                Next::Batch(batch) => return Ok(self.take(batch)),
+                Next::Closed { tail } => return Ok(LiveEvent::Closed { tail }),
+                Next::Ended(Ended::Removed) => return Ok(LiveEvent::Removed),
+                Next::Ended(Ended::SoftDeleted) => return Ok(LiveEvent::SoftDeleted),
+                Next::Behind => return self.catch_up(max_bytes).await,
+                Next::Nothing => {}
+            }
+            if self.info.closed && self.position == self.info.tail && self.held == 0 {
+                return Ok(LiveEvent::Closed { tail: self.info.tail });
+            }
+            changed.await;
+        }
+    }
+
+    fn take(&mut self, batch: Arc<LiveBatch>) -> LiveEvent {
+        self.position = batch.end;
+        self.held = 0;
+        LiveEvent::Data(batch)
+    }
+
+    async fn catch_up(&mut self, bytes_max: usize) -> Result<LiveEvent, ReadError> {
+        let from = RequestedOffset::At(self.position - self.held);
+        let page = match self.engine.page(self.stream.shard.into(), Target::Id(self.stream.id), from, bytes_max).await
+        {
+            Ok(page) => page,
+            Err(ReadError::Refused(LookupRefusal::NotFound)) => return Ok(LiveEvent::Removed),
+            Err(ReadError::Refused(LookupRefusal::Gone)) => return Ok(LiveEvent::SoftDeleted),
+            Err(error) => return Err(error),
+        };
+        let up_to_date = page.up_to_date();
+        let closed = up_to_date && page.info.closed;
+        Ok(self.take(LiveBatch::new(page.start, page.end, page.data, up_to_date, closed)))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        // By mail even to the own core: this may be dropped while its shard is at work.
+        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin };
+        self.engine.post(self.stream.shard.into(), detach);
+    }
+}

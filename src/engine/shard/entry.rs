@@ -1,0 +1,117 @@
+//! One stream of a shard.
+
+use bytes::Bytes;
+
+use crate::engine::api::StreamInfo;
+use crate::protocol::lifetime::Lifetime;
+use crate::protocol::name::StreamName;
+use crate::storage::tail::RecentTail;
+use crate::stream::event::Creation;
+use crate::stream::fork::StreamRef;
+use crate::stream::state::StreamState;
+
+/// A stream: what was decided about it, and what of that is durable.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: StreamName,
+    /// With everything that is staged.
+    pub(super) state: StreamState,
+    /// Recent bytes, staged ones included.
+    pub(super) recent: RecentTail,
+    pub(super) durable: Durable,
+    /// Last group that carries something of this stream.
+    pub(super) last_group: u64,
+    /// Its end is staged: mutations wait until it is durable.
+    pub(super) ending: bool,
+    /// Start of a sliding window as storage knows it. Milliseconds since 1970.
+    pub(super) stored_renewal_ms: i64,
+    /// Content below is settled; equals the base where there is nothing to settle to.
+    pub(super) settled: u64,
+    /// Group of the last checkpoint; 0 = none.
+    pub(super) settled_group: u64,
+    /// Waits to be settled.
+    pub(super) dirty: bool,
+}
+
+/// What readers see.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Durable {
+    pub(super) exists: bool,
+    pub(super) soft_deleted: bool,
+    pub(super) closed: bool,
+    pub(super) tail: u64,
+}
+
+impl Entry {
+    /// A stream whose creation is being staged.
+    pub(super) fn new(creation: &Creation) -> Self {
+        let state = StreamState::created(creation);
+        let base = state.base();
+        let mut recent = RecentTail::new(base, state.content_type.is_json());
+        recent.push(&creation.payload);
+        Self {
+            name: creation.name.clone(),
+            recent,
+            durable: Durable::default(),
+            last_group: 0,
+            ending: false,
+            stored_renewal_ms: state.renewed_at_ms,
+            settled: base,
+            settled_group: 0,
+            dirty: false,
+            state,
+        }
+    }
+
+    /// A stream as storage holds it: settled, durable, nothing of it in RAM.
+    pub(super) fn restored(name: StreamName, state: StreamState, settled: u64, group: u64) -> Self {
+        Self {
+            name,
+            recent: RecentTail::new(settled, state.content_type.is_json()),
+            durable: Durable::default(),
+            last_group: group,
+            ending: false,
+            stored_renewal_ms: state.renewed_at_ms,
+            settled,
+            settled_group: group,
+            dirty: false,
+            state,
+        }
+    }
+
+    /// Adds an append's payload to the recent bytes.
+    pub(super) fn push(&mut self, payload: &Bytes) {
+        self.recent.push(payload);
+    }
+
+    /// Everything staged is durable.
+    pub(super) fn all_durable(&mut self) {
+        self.durable = self.staged();
+    }
+
+    /// What readers will see once everything staged is durable.
+    pub(super) fn staged(&self) -> Durable {
+        Durable {
+            exists: true,
+            soft_deleted: self.state.soft_deleted,
+            closed: self.state.closure.is_closed(),
+            tail: self.state.tail,
+        }
+    }
+
+    /// The stream as readers see it.
+    pub(super) fn info(&self, stream: StreamRef, now_ms: i64) -> StreamInfo {
+        let remaining_ms = self.state.lifetime.as_ref().map(|lifetime| match lifetime {
+            Lifetime::Ttl { seconds } => seconds.saturating_mul(1000),
+            Lifetime::ExpiresAt(at) => u64::try_from(at.at_ms().saturating_sub(now_ms)).unwrap_or(0),
+        });
+        StreamInfo {
+            incarnation: u128::from(stream.shard) << 64 | u128::from(stream.id),
+            content_type: self.state.content_type.clone(),
+            lifetime: self.state.lifetime.clone(),
+            remaining_ms,
+            tail: self.durable.tail,
+            closed: self.durable.closed,
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Ends streams whose time has come: on access, and by itself.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::engine::shard::{Phase, Shard};
+use crate::protocol::lifetime::Lifetime;
+use crate::stream::event::Event;
+use crate::stream::expiry::renewal_lag_ms;
+
+/// Streams ended in one round at most, so that a wave of expiries does not hold up requests.
+const ENDS_PER_ROUND: usize = 256;
+
+/// When to look at which stream again: one entry per stream with a lifetime. Renewals do not touch it; a stream whose
+/// entry comes up too early is put back.
+#[derive(Debug, Default)]
+pub(super) struct Wheel(BinaryHeap<Reverse<(i64, u64)>>);
+
+impl Wheel {
+    fn push(&mut self, at_ms: i64, id: u64) {
+        self.0.push(Reverse((at_ms, id)));
+    }
+
+    fn pop_due(&mut self, now_ms: i64) -> Option<u64> {
+        let Reverse((at_ms, _)) = self.0.peek()?;
+        if *at_ms > now_ms {
+            return None;
+        }
+        self.0.pop().map(|Reverse((_, id))| id)
+    }
+
+    pub(super) fn next_ms(&self) -> Option<i64> {
+        self.0.peek().map(|Reverse((at_ms, _))| *at_ms)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Shard {
+    /// Enters a new stream into the wheel, if it has a lifetime.
+    pub(super) fn track_lifetime(&mut self, id: u64) {
+        if let Some(deadline_ms) = self.entry(id).and_then(|entry| entry.state.deadline_ms(false)) {
+            self.wheel.push(deadline_ms, id);
+        }
+    }
+
+    /// Stages the end of a stream if its time has come.
+    pub(super) fn end_if_expired(&mut self, id: u64, now_ms: i64) {
+        let has_readers = self.has_live_readers(id);
+        let expired =
+            self.entry(id).is_some_and(|entry| !entry.ending && entry.state.is_expired(now_ms, has_readers));
+        if expired && matches!(self.phase, Phase::Working) {
+            self.end_stream(id);
+        }
+    }
+
+    /// Ends all streams whose time has come.
+    pub(super) fn expire(&mut self) {
+        if !matches!(self.phase, Phase::Working) {
+            return;
+        }
+        let now_ms = self.shared.clock.now_ms();
+        for _ in 0..ENDS_PER_ROUND {
+            let Some(id) = self.wheel.pop_due(now_ms) else { break };
+            self.end_if_expired(id, now_ms);
+            let has_readers = self.has_live_readers(id);
+            let Some(entry) = self.entry(id) else { continue };
+            if entry.ending || entry.state.soft_deleted {
+                continue;
+            }
+            match (entry.state.deadline_ms(has_readers), &entry.state.lifetime) {
+                (Some(deadline_ms), _) => self.wheel.push(deadline_ms, id),
+                (None, Some(lifetime)) => {
+                    // A live reader keeps it alive. Storage has to hear of that before its own idea of the window,
+                    // which includes the lag, runs out.
+                    let again_ms = now_ms.saturating_add(renewal_lag_ms(lifetime).max(1));
+                    self.renew(id);
+                    self.wheel.push(again_ms, id);
+                }
+                (None, None) => {}
+            }
+        }
+        self.complete_if_in_memory();
+    }
+
+    /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind.
+    pub(super) fn renew(&mut self, id: u64) {
+        let now_ms = self.shared.clock.now_ms();
+        let Some(entry) = self.streams.get_mut(&id) else { return };
+        let Some(lifetime @ Lifetime::Ttl { .. }) = &entry.state.lifetime else { return };
+        if entry.ending {
+            return;
+        }
+        let lag_ms = now_ms - entry.stored_renewal_ms;
+        let write = lag_ms >= renewal_lag_ms(lifetime).max(1) && self.committer.is_some();
+        entry.state.renew(now_ms);
+        if write && matches!(self.phase, Phase::Working) {
+            self.stage(id, &Event::Renewed { at_ms: now_ms });
+        }
+    }
+}

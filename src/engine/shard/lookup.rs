@@ -1,0 +1,207 @@
+//! What readers see: descriptions, read plans, subscriptions. All of durable state, each answer of one instant.
+
+use crate::engine::api::{LookupError, LookupRefusal, ReadError, StreamInfo};
+use crate::engine::live::Topic;
+use crate::engine::request::{
+    HeadAnswer, Origin, Place, PlanAnswer, PlanRequest, ReadPlan, Region, Reply, SpanAnswer, SpanRequest, Subscribed,
+    SubscribeAnswer, Target,
+};
+use crate::engine::shard::{Audience, Shard, Subscribers};
+use crate::protocol::name::StreamName;
+use crate::protocol::offset::RequestedOffset;
+
+impl Shard {
+    pub(super) fn head(&mut self, name: &StreamName, reply: Reply<HeadAnswer>) {
+        let answer = self.readable(name).map(|id| self.info(id)).map_err(LookupError::from);
+        self.answer(reply, answer);
+    }
+
+    pub(super) fn plan(&mut self, request: PlanRequest, reply: Reply<PlanAnswer>) {
+        let answer = self.plan_page(&request);
+        self.answer(reply, answer);
+    }
+
+    fn plan_page(&mut self, request: &PlanRequest) -> PlanAnswer {
+        let id = match &request.target {
+            Target::Name(name) => self.readable(name)?,
+            Target::Id(id) => self.readable_id(*id)?,
+        };
+        let start = self.resolve(id, request.from)?;
+        let check_start = matches!(request.from, RequestedOffset::At(_));
+        let regions = self.regions(id, start, request.bytes_max, check_start)?;
+        if matches!(request.target, Target::Name(_)) {
+            self.renew(id);
+        }
+        Ok(ReadPlan { info: self.info(id), start, regions })
+    }
+
+    /// Bytes of this stream for a fork; the pin guarantees that they are there.
+    pub(super) fn span(&mut self, request: SpanRequest, reply: Reply<SpanAnswer>) {
+        let SpanRequest { stream, from, to, bytes_max, check_start } = request;
+        let answer = match self.entry(stream) {
+            Some(entry) if entry.state.base() <= from && to <= entry.durable.tail => {
+                self.own_regions(stream, from, to, bytes_max, check_start)
+            }
+            _ => Err(LookupRefusal::NotFound.into()),
+        };
+        self.answer(reply, answer);
+    }
+
+    pub(super) fn subscribe(&mut self, name: &StreamName, from: RequestedOffset, reply: Reply<SubscribeAnswer>) {
+        let answer = self.register_reader(name, from, reply.origin);
+        self.answer(reply, answer);
+    }
+
+    fn register_reader(&mut self, name: &StreamName, from: RequestedOffset, origin: Origin) -> SubscribeAnswer {
+        let id = self.readable(name)?;
+        let position = self.resolve(id, from)?;
+        // Only the start is looked at: a page of nothing.
+        let probe = self.regions(id, position, 1, matches!(from, RequestedOffset::At(_)))?;
+        let check_start = match probe.first() {
+            Some(Region { place: Place::Ancestor(_), .. }) => matches!(from, RequestedOffset::At(_)),
+            Some(region) => region.check_start,
+            None => false,
+        };
+        self.renew(id);
+        let info = self.info(id);
+        let subscribers = self.subscribers.entry(id).or_insert_with(|| Subscribers {
+            announced: info.tail,
+            closed: info.closed,
+            topics: Vec::new(),
+        });
+        let topic = match subscribers.topics.iter_mut().find(|audience| audience.origin == origin) {
+            Some(audience) => {
+                audience.readers += 1;
+                audience.topic.clone()
+            }
+            None => {
+                let topic = Topic::new(subscribers.announced, subscribers.closed);
+                subscribers.topics.push(Audience { origin, readers: 1, topic: topic.clone() });
+                topic
+            }
+        };
+        Ok(Subscribed { info, stream: self.stream_ref(id), position, check_start, topic, origin })
+    }
+
+    /// A live reader left. With the last one, a sliding lifetime starts anew.
+    pub(crate) fn detach(&mut self, id: u64, origin: Origin) {
+        let Some(subscribers) = self.subscribers.get_mut(&id) else { return };
+        if let Some(at) = subscribers.topics.iter().position(|audience| audience.origin == origin) {
+            subscribers.topics[at].readers -= 1;
+            if subscribers.topics[at].readers == 0 {
+                subscribers.topics.swap_remove(at);
+            }
+        }
+        if subscribers.topics.is_empty() {
+            self.renew(id);
+            self.subscribers.remove(&id);
+            self.changed.remove(&id);
+        }
+    }
+
+    fn info(&self, id: u64) -> StreamInfo {
+        let entry = self.entry(id).expect("only streams that exist are described");
+        entry.info(self.stream_ref(id), self.shared.clock.now_ms())
+    }
+
+    /// The stream that readers see under this name.
+    fn readable(&mut self, name: &StreamName) -> Result<u64, LookupRefusal> {
+        let id = *self.names.get(name).ok_or(LookupRefusal::NotFound)?;
+        self.readable_id(id)?;
+        Ok(id)
+    }
+
+    fn readable_id(&mut self, id: u64) -> Result<u64, LookupRefusal> {
+        let now_ms = self.shared.clock.now_ms();
+        let has_readers = self.has_live_readers(id);
+        let entry = self.entry(id).filter(|entry| entry.durable.exists).ok_or(LookupRefusal::NotFound)?;
+        if entry.durable.soft_deleted {
+            return Err(LookupRefusal::Gone);
+        }
+        if entry.state.is_expired(now_ms, has_readers) {
+            // Time has passed for everybody, whether or not the end is durable yet.
+            let refusal = if entry.state.is_pinned() { LookupRefusal::Gone } else { LookupRefusal::NotFound };
+            self.end_if_expired(id, now_ms);
+            self.complete_if_in_memory();
+            return Err(refusal);
+        }
+        Ok(id)
+    }
+
+    fn resolve(&self, id: u64, from: RequestedOffset) -> Result<u64, ReadError> {
+        let tail = self.entry(id).expect("only streams that exist are read").durable.tail;
+        match from {
+            RequestedOffset::Start => Ok(0),
+            RequestedOffset::Now => Ok(tail),
+            RequestedOffset::At(position) if position <= tail => Ok(position),
+            RequestedOffset::At(_) => Err(ReadError::InvalidOffset),
+        }
+    }
+
+    /// Where the bytes from `start` on are: enough for a page, or up to the tail.
+    fn regions(
+        &self,
+        id: u64,
+        start: u64,
+        bytes_max: usize,
+        check_start: bool,
+    ) -> Result<Vec<Region>, ReadError> {
+        let entry = self.entry(id).expect("only streams that exist are read");
+        let check_start = check_start && entry.state.content_type.is_json();
+        let page_end = start.saturating_add(bytes_max as u64);
+        let mut regions = Vec::new();
+        let mut at = start;
+        let lineage = entry.state.fork.iter().flat_map(|fork| &fork.lineage);
+        for ancestor in lineage.filter(|ancestor| start < ancestor.end) {
+            if at < page_end {
+                let check_start = check_start && at == start;
+                let place = Place::Ancestor(ancestor.stream);
+                regions.push(Region { from: at, to: ancestor.end, check_start, place });
+            }
+            at = ancestor.end;
+        }
+        if at < entry.durable.tail && (at < page_end || regions.is_empty()) {
+            let left = usize::try_from(page_end - at).unwrap_or(usize::MAX);
+            let check_start = check_start && at == start;
+            let own = self.own_regions(id, at, entry.durable.tail, left, check_start)?;
+            // Behind inherited bytes, a first message that is larger than what is left of the page waits for the next.
+            let fits = |region: &Region| region.to <= page_end || region.from == start;
+            regions.extend(own.into_iter().filter(|region| fits(region) || matches!(region.place, Place::Disk(..))));
+        }
+        Ok(regions)
+    }
+
+    /// The same for what this stream stores itself.
+    fn own_regions(
+        &self,
+        id: u64,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+        check_start: bool,
+    ) -> Result<Vec<Region>, ReadError> {
+        let entry = self.entry(id).expect("only streams that exist are read");
+        let page_end = from.saturating_add(bytes_max as u64);
+        let recent_start = entry.recent.start();
+        let mut regions = Vec::new();
+        if from < recent_start {
+            let reader = self.reader.clone().expect("what is not in RAM is on disk");
+            let check_start = check_start && from > entry.state.base();
+            let place = Place::Disk(reader, id);
+            regions.push(Region { from, to: to.min(recent_start), check_start, place });
+            if page_end <= recent_start || to <= recent_start {
+                return Ok(regions);
+            }
+        }
+        let recent_from = from.max(recent_start);
+        if check_start && recent_from == from && !entry.recent.is_boundary(from) {
+            return Err(ReadError::InvalidOffset);
+        }
+        let recent_to = entry.recent.page_end(recent_from, to.min(page_end));
+        if recent_from == from || recent_to <= page_end {
+            let place = Place::Memory(entry.recent.slice(recent_from, recent_to));
+            regions.push(Region { from: recent_from, to: recent_to, check_start: false, place });
+        }
+        Ok(regions)
+    }
+}

@@ -1,0 +1,118 @@
+//! Settling: moving state and content from the journal into their lasting place, a little with each group, so that the
+//! journal stays within its budget; and letting settled content leave the RAM.
+//!
+//! Settling rides on groups that are committed anyway, in proportion to what they carry, so no append waits for a
+//! large one. A stream's checkpoint holds its state as of the end of the group that carries it.
+
+use std::collections::VecDeque;
+
+use crate::engine::shard::Shard;
+use crate::storage::{Checkpoint, StreamCheckpoint, record};
+
+/// Settled content per group, at least; bytes.
+const PAYLOAD_BYTES_MIN: u64 = 256 * 1024;
+/// Streams settled per group, at least.
+const STREAMS_MIN: usize = 16;
+/// Removed streams cleaned up per group.
+const REMOVALS_MAX: usize = 256;
+
+/// What waits to be settled.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    /// Streams with something unsettled, by the first group that carries it.
+    pub(super) dirty: VecDeque<(u64, u64)>,
+    /// Streams whose end is staged or durable, by the group that says so.
+    pub(super) removed: VecDeque<(u64, u64)>,
+    /// Settled content that is still in RAM, oldest first: stream, end.
+    kept: VecDeque<(u64, u64)>,
+    /// Frames in the journal, roughly: what was added since it was last known to be empty, less what was trimmed.
+    pub(super) journal_bytes: u64,
+    /// Content in RAM.
+    pub(super) recent_bytes: u64,
+    /// Bytes added to the journal by group, to know what trimming frees: (group, bytes).
+    sizes: VecDeque<(u64, u64)>,
+}
+
+impl Settling {
+    fn trim_before(&self, open_group: u64) -> u64 {
+        let dirty = self.dirty.front().map_or(open_group + 1, |&(_, group)| group);
+        let removed = self.removed.front().map_or(open_group + 1, |&(_, group)| group);
+        dirty.min(removed)
+    }
+
+    /// A journal group found at opening.
+    pub(super) fn restored_group(&mut self, group: u64, bytes: u64) {
+        self.journal_bytes += bytes;
+        self.sizes.push_back((group, bytes));
+    }
+
+    fn trim(&mut self, before: u64) {
+        while let Some(&(group, bytes)) = self.sizes.front()
+            && group < before
+        {
+            self.sizes.pop_front();
+            self.journal_bytes = self.journal_bytes.saturating_sub(bytes);
+        }
+    }
+}
+
+impl Shard {
+    /// What the open group should settle, if anything.
+    pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
+        let group = self.group.seq;
+        if !self.group.frames.is_empty() {
+            self.settling.sizes.push_back((group, self.group.frames.len() as u64));
+        }
+        let over_budget = self.settling.journal_bytes > self.limits.journal_bytes;
+        let durable = self.durable_group;
+        let removals = self.settling.removed.iter().take_while(|(_, group)| *group <= durable).count();
+        if !over_budget && removals == 0 {
+            return None;
+        }
+        let streams = if over_budget { self.settle_streams(group) } else { Vec::new() };
+        let removals = removals.min(REMOVALS_MAX);
+        let removed = self.settling.removed.drain(..removals).map(|(id, _)| id).collect();
+        let trim_before = self.settling.trim_before(group);
+        self.settling.trim(trim_before);
+        Some(Checkpoint { streams, removed, trim_before, next_stream_id: self.next_stream_id })
+    }
+
+    fn settle_streams(&mut self, group: u64) -> Vec<StreamCheckpoint> {
+        let bytes_max = PAYLOAD_BYTES_MIN.max(2 * self.group.frames.len() as u64);
+        let streams_max = STREAMS_MIN.max(2 * self.group.events);
+        let mut settled = Vec::new();
+        let mut bytes = 0;
+        while settled.len() < streams_max && bytes < bytes_max {
+            let Some((id, _)) = self.settling.dirty.pop_front() else { break };
+            // Streams whose end is staged or durable are among the removed ones.
+            let Some(entry) = self.streams.get_mut(&id).filter(|entry| !entry.ending) else { continue };
+            entry.dirty = false;
+            let start = entry.settled;
+            let payload = entry.recent.pieces(start);
+            bytes += entry.state.tail - start;
+            let producers = entry
+                .state
+                .producers
+                .iter()
+                .filter(|(_, producer)| producer.group > entry.settled_group)
+                .map(|(id, producer)| (id.clone(), producer.epoch, producer.seq))
+                .collect();
+            let record = record::encode(&entry.name, &entry.state, group);
+            entry.settled = entry.state.tail;
+            entry.settled_group = group;
+            settled.push(StreamCheckpoint { id, record, producers, start, payload });
+        }
+        settled
+    }
+
+    /// Content up to `end` is settled, durably: it may leave the RAM when room is needed.
+    pub(super) fn settled(&mut self, id: u64, end: u64) {
+        self.settling.kept.push_back((id, end));
+        while self.settling.recent_bytes > self.limits.recent_bytes_max {
+            let Some((id, end)) = self.settling.kept.pop_front() else { break };
+            if let Some(entry) = self.streams.get_mut(&id) {
+                self.settling.recent_bytes -= entry.recent.forget_before(end);
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Receiving request bodies: whole, or not at all (`protocol.md` §1, rule 7).
+//!
+//! Four limits stand between a client and the memory of the server: the declared length (refused before a byte is
+//! read), the length as it comes in, the pause between two pieces, and the bytes of all bodies that are under way at one
+//! time. A body that has arrived by the time it is asked for, as small ones have, costs neither a timer nor a counter.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use axum::http::{HeaderMap, Version};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use crate::config::LimitsConfig;
+use crate::engine::api;
+use crate::http::headers::CLOSE;
+use crate::http::problem::{Code, Problem};
+use crate::http::request::Call;
+use crate::protocol::json;
+
+/// JSON bodies longer than this are parsed on a thread of their own: a core thread must not be held up.
+const INLINE_JSON_BYTES_MAX: usize = 256 * 1024;
+/// Room that is made at once for a body of declared length; longer ones grow as they come.
+const FIRST_ROOM_BYTES_MAX: u64 = 1024 * 1024;
+/// A body that nobody asked for is read and dropped up to this size, so that its connection stays in use.
+const DISCARDED_BYTES_MAX: usize = 64 * 1024;
+/// Time such a body may take altogether.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Limits on request bodies.
+#[derive(Debug)]
+pub(super) struct BodyLimits {
+    bytes_max: u64,
+    pause_max: Duration,
+    budget: Arc<Budget>,
+}
+
+impl BodyLimits {
+    pub(super) fn new(limits: &LimitsConfig) -> Self {
+        Self {
+            bytes_max: limits.max_body_bytes,
+            pause_max: limits.request_body_timeout,
+            budget: Arc::new(Budget { bytes_max: limits.max_buffered_body_bytes, taken: AtomicU64::new(0) }),
+        }
+    }
+}
+
+/// Bytes of bodies that are being received, over all connections of a router and its clones.
+#[derive(Debug)]
+struct Budget {
+    bytes_max: u64,
+    taken: AtomicU64,
+}
+
+/// One body's part of the budget, given back on drop.
+#[derive(Debug)]
+struct BudgetShare {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl BudgetShare {
+    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
+        let bytes = bytes as u64;
+        let before = self.budget.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before + bytes <= self.budget.bytes_max {
+            return Ok(());
+        }
+        Err(Problem::new(Code::Unavailable, "too many request bodies are being received")
+            .closing_connection())
+    }
+}
+
+impl Drop for BudgetShare {
+    fn drop(&mut self) {
+        self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The body of one request, as far as it was read.
+#[derive(Debug)]
+pub(super) struct Upload {
+    body: Body,
+    declared: Option<u64>,
+    is_finished: bool,
+}
+
+impl Upload {
+    pub(super) fn new(headers: &HeaderMap, body: Body) -> Self {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let is_finished = body.is_end_stream();
+        Self { body, declared, is_finished }
+    }
+
+    /// No byte is going to come.
+    pub(super) fn is_absent(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Takes the body whole. Empty if there is none.
+    pub(super) async fn receive(&mut self, limits: &BodyLimits) -> Result<Bytes, Problem> {
+        if self.is_finished {
+            return Ok(Bytes::new());
+        }
+        if self.declared.unwrap_or(0).max(self.body.size_hint().lower()) > limits.bytes_max {
+            return Err(too_large(limits));
+        }
+        let Some(first) = self.next_piece(limits).await? else { return Ok(Bytes::new()) };
+        if first.len() as u64 > limits.bytes_max {
+            return Err(too_large(limits));
+        }
+        if self.is_finished {
+            return Ok(first);
+        }
+        self.collect(first, limits).await
+    }
+
+    /// Receives what comes behind `first`.
+    async fn collect(&mut self, first: Bytes, limits: &BodyLimits) -> Result<Bytes, Problem> {
+        let mut share = BudgetShare { budget: Arc::clone(&limits.budget), bytes: 0 };
+        share.grow(first.len())?;
+        let Some(mut piece) = self.next_piece(limits).await? else { return Ok(first) };
+        let room = self.declared.unwrap_or(0).min(FIRST_ROOM_BYTES_MAX);
+        let mut whole = BytesMut::with_capacity((room as usize).max(first.len() + piece.len()));
+        whole.extend_from_slice(&first);
+        drop(first);
+        loop {
+            if (whole.len() + piece.len()) as u64 > limits.bytes_max {
+                return Err(too_large(limits));
+            }
+            share.grow(piece.len())?;
+            whole.extend_from_slice(&piece);
+            match self.next_piece(limits).await? {
+                Some(next) => piece = next,
+                None => return Ok(whole.freeze()),
+            }
+        }
+    }
+
+    /// Next piece that holds bytes; `None` at the end.
+    async fn next_piece(&mut self, limits: &BodyLimits) -> Result<Option<Bytes>, Problem> {
+        while !self.is_finished {
+            let ready =
+                std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.body).poll_frame(cx))).await;
+            let frame = match ready {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    tokio::time::timeout(limits.pause_max, self.body.frame()).await.map_err(|_| stalled())?
+                }
+            };
+            let Some(frame) = frame else {
+                self.is_finished = true;
+                break;
+            };
+            let frame = frame.map_err(|_| cut_off())?;
+            self.is_finished = self.body.is_end_stream();
+            match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                // An empty piece, or trailers: neither says anything here.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Leaves the connection in order after an answer that did not ask for the body. On HTTP/1 the next request
+    /// stands behind the body: a small one is read and dropped, else the connection has to end with this answer, and
+    /// the client is told so instead of finding out.
+    pub(super) async fn settle(&mut self, call: &Call<'_>, headers: &mut HeaderMap) {
+        if self.is_finished || call.version >= Version::HTTP_2 || headers.contains_key(CONNECTION) {
+            return;
+        }
+        let is_small = self.declared.is_none_or(|bytes| bytes <= DISCARDED_BYTES_MAX as u64);
+        // Reading the body would ask a waiting client to send it.
+        let is_awaited = call.headers.contains_key(EXPECT);
+        if is_small && !is_awaited {
+            let _ = tokio::time::timeout(DISCARD_TIMEOUT, self.discard()).await;
+        }
+        if !self.is_finished {
+            headers.insert(CONNECTION, CLOSE.clone());
+        }
+    }
+
+    async fn discard(&mut self) {
+        let mut left = DISCARDED_BYTES_MAX;
+        while !self.is_finished {
+            match self.body.frame().await {
+                None => self.is_finished = true,
+                Some(Err(_)) => return,
+                Some(Ok(frame)) => {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(rest) = left.checked_sub(bytes) else { return };
+                    left = rest;
+                    self.is_finished = self.body.is_end_stream();
+                }
+            }
+        }
+    }
+}
+
+fn too_large(limits: &BodyLimits) -> Problem {
+    let detail = format!("the body is longer than {} bytes", limits.bytes_max);
+    Problem::new(Code::PayloadTooLarge, detail).closing_connection()
+}
+
+fn stalled() -> Problem {
+    Problem::new(Code::RequestTimeout, "the request body stopped coming").closing_connection()
+}
+
+fn cut_off() -> Problem {
+    Problem::bad_request("the request body was cut off or is malformed").closing_connection()
+}
+
+/// A received body in the forms that the store may ask for; `as_json` if its stream may be one of JSON.
+pub(super) async fn in_all_forms(raw: Bytes, as_json: bool, depth_max: usize) -> Result<api::Body, Problem> {
+    if !as_json {
+        return Ok(api::Body { raw, json: None });
+    }
+    let json = if raw.len() <= INLINE_JSON_BYTES_MAX {
+        json::parse_body(&raw, depth_max)
+    } else {
+        let raw = raw.clone();
+        tokio::task::spawn_blocking(move || json::parse_body(&raw, depth_max))
+            .await
+            .map_err(|_| Problem::fault(Code::Internal, "the JSON parser panicked"))?
+    };
+    Ok(api::Body { raw, json: Some(json) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io;
+
+    use axum::http::{HeaderValue, Request};
+    use futures_util::stream;
+
+    use super::*;
+
+    fn limits(bytes_max: u64, in_flight_max: u64) -> BodyLimits {
+        let budget = Budget { bytes_max: in_flight_max, taken: AtomicU64::new(0) };
+        BodyLimits { bytes_max, pause_max: Duration::from_millis(1), budget: Arc::new(budget) }
+    }
+
+    fn chunked(pieces: &[&'static str]) -> Body {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, Infallible>(piece.as_bytes())).collect();
+        Body::from_stream(stream::iter(pieces))
+    }
+
+    async fn receive(body: Body, limits: &BodyLimits) -> Result<Bytes, &'static str> {
+        let received = Upload::new(&HeaderMap::new(), body).receive(limits).await;
+        assert_eq!(limits.budget.taken.load(Ordering::Relaxed), 0, "the budget was not given back");
+        received.map_err(|problem| problem.code().as_str())
+    }
+
+    #[tokio::test]
+    async fn bodies_arrive_whole_however_they_are_cut() {
+        let limits = limits(6, 6);
+        assert_eq!(receive(Body::empty(), &limits).await.unwrap(), "");
+        assert_eq!(receive(Body::from("abcdef"), &limits).await.unwrap(), "abcdef");
+        assert_eq!(receive(chunked(&[]), &limits).await.unwrap(), "");
+        assert_eq!(receive(chunked(&["", "ab", "", "cd", "ef"]), &limits).await.unwrap(), "abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_declared_or_not() {
+        let limits = limits(6, 100);
+        assert_eq!(receive(Body::from("abcdefg"), &limits).await, Err("PAYLOAD_TOO_LARGE"));
+        assert_eq!(receive(chunked(&["abcdefg"]), &limits).await, Err("PAYLOAD_TOO_LARGE"));
+        assert_eq!(receive(chunked(&["abc", "def", "g"]), &limits).await, Err("PAYLOAD_TOO_LARGE"));
+
+        let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("7"))]);
+        let never_sent = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        let refused = Upload::new(&headers, never_sent).receive(&limits).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PayloadTooLarge);
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_too_much_together_are_refused() {
+        let limits = limits(100, 4);
+        assert_eq!(receive(chunked(&["abc", "def"]), &limits).await, Err("UNAVAILABLE"));
+        assert_eq!(receive(chunked(&["ab", "cd"]), &limits).await.unwrap(), "abcd");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stops_coming_or_breaks_off_is_refused() {
+        let limits = limits(100, 100);
+        let stalled = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        assert_eq!(receive(stalled, &limits).await, Err("REQUEST_TIMEOUT"));
+        let broken = stream::iter([Ok("ab"), Err(io::Error::from(io::ErrorKind::UnexpectedEof))]);
+        assert_eq!(receive(Body::from_stream(broken), &limits).await, Err("BAD_REQUEST"));
+    }
+
+    #[tokio::test]
+    async fn a_body_nobody_asked_for_is_drained_if_small_and_ends_the_connection_otherwise() {
+        let settled = async |version, expects: bool, body: Body| {
+            let mut request = Request::post("/a").version(version);
+            if expects {
+                request = request.header(EXPECT, "100-continue");
+            }
+            let parts = request.body(()).unwrap().into_parts().0;
+            let mut headers = HeaderMap::new();
+            Upload::new(&parts.headers, body).settle(&Call::of(&parts), &mut headers).await;
+            headers.contains_key(CONNECTION)
+        };
+        assert!(!settled(Version::HTTP_11, false, chunked(&["ab", "cd"])).await);
+        assert!(!settled(Version::HTTP_11, true, Body::empty()).await);
+        assert!(settled(Version::HTTP_11, true, chunked(&["ab"])).await);
+        let large = || Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
+        assert!(settled(Version::HTTP_11, false, large()).await);
+        assert!(!settled(Version::HTTP_2, false, large()).await);
+    }
+
+    #[tokio::test]
+    async fn json_is_parsed_alike_inline_and_aside() {
+        let small = in_all_forms(Bytes::from_static(b"[1, 2]"), true, 8).await.unwrap();
+        assert_eq!(small.json.unwrap().unwrap().stored, "1,2,");
+        let large = Bytes::from(format!("[{}1]", "1,".repeat(INLINE_JSON_BYTES_MAX)));
+        let parsed = in_all_forms(large, true, 8).await.unwrap().json.unwrap().unwrap();
+        assert_eq!(parsed.messages, INLINE_JSON_BYTES_MAX as u64 + 1);
+        assert!(in_all_forms(Bytes::from_static(b"[1"), true, 8).await.unwrap().json.unwrap().is_err());
+        assert!(in_all_forms(Bytes::from_static(b"[1"), false, 8).await.unwrap().json.is_none());
+    }
+}

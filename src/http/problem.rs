@@ -1,0 +1,409 @@
+//! Every refusal and failure, and what it looks like on the wire.
+//!
+//! An error answer has one of three origins:
+//!
+//! - **The request** is malformed by itself: its path, a header, a parameter, its body's length or pace. Found in this
+//!   layer, before the store is asked; the answer is the same whether or not the stream exists.
+//! - **The stream** refuses: it is closed, of another type, gone, and so on. Decided by the state machine, which knows
+//!   nothing of status codes; its refusals arrive here through the errors of [`engine::api`](crate::engine::api).
+//! - **The server** cannot: a quota is used up (nothing was stored), or a shard cannot commit or read (the outcome of a
+//!   mutation is unknown). What broke inside goes to the log; the client sees the title alone.
+//!
+//! All of them become a [`Problem`]: one of the codes in the table of [`Code`], a sentence for people, and the
+//! headers that clients act on. `code`, `type`, `title` and status are a contract (`protocol.md` §21); the sentence is
+//! not. The `From` implementations below the table are the only place where an error meets its code.
+
+use std::borrow::Cow;
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use axum::response::Response;
+use serde::Serialize;
+
+use crate::engine::api::{
+    AppendError, AppendRefusal, CreateError, CreateRefusal, Full, LookupError, LookupRefusal, ReadError,
+    Unavailable,
+};
+use crate::http::headers::{
+    CLOSE, NO_STORE, PRODUCER_EPOCH, PRODUCER_EXPECTED_SEQ, PRODUCER_RECEIVED_SEQ, STREAM_CLOSED,
+    STREAM_NEXT_OFFSET, TRUE,
+};
+use crate::http::request::Call;
+use crate::http::response;
+use crate::protocol::content_type::InvalidContentType;
+use crate::protocol::lifetime::InvalidLifetime;
+use crate::protocol::name::InvalidName;
+use crate::protocol::offset::InvalidOffset;
+use crate::protocol::query::QueryError;
+
+/// The stable part of a problem document.
+struct Row {
+    code: &'static str,
+    status: u16,
+    kind: &'static str,
+    title: &'static str,
+}
+
+/// Writes [`Code`] and its table from one list.
+macro_rules! codes {
+    ($($name:ident $code:literal $status:literal $kind:literal $title:literal;)*) => {
+        /// What went wrong, as a client's program tells it apart.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Code {
+            $($name,)*
+        }
+
+        impl Code {
+            const fn row(self) -> Row {
+                match self {
+                    $(Self::$name => Row {
+                        code: $code,
+                        status: $status,
+                        kind: concat!("/errors/", $kind),
+                        title: $title,
+                    },)*
+                }
+            }
+
+            #[cfg(test)]
+            const ALL: &[Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+codes! {
+    BadRequest          "BAD_REQUEST"           400 "bad-request"           "Bad request";
+    InvalidStreamName   "INVALID_STREAM_NAME"   400 "invalid-stream-name"   "Invalid stream name";
+    InvalidOffset       "INVALID_OFFSET"        400 "invalid-offset"        "Invalid offset";
+    InvalidJson         "INVALID_JSON"          400 "invalid-json"          "Body is not valid JSON";
+    EmptyBody           "EMPTY_BODY"            400 "empty-body"            "Empty body";
+    EmptyArray          "EMPTY_ARRAY"           400 "empty-array"           "Empty JSON array";
+    ProducerLimit       "PRODUCER_LIMIT"        400 "producer-limit"        "Too many producers on this stream";
+    ProducerEpochFenced "PRODUCER_EPOCH_FENCED" 403 "producer-epoch-fenced" "Producer epoch is stale";
+    NotFound            "NOT_FOUND"             404 "not-found"             "Not found";
+    MethodNotAllowed    "METHOD_NOT_ALLOWED"    405 "method-not-allowed"    "Method not allowed";
+    RequestTimeout      "REQUEST_TIMEOUT"       408 "request-timeout"       "Request body timed out";
+    AlreadyExists       "ALREADY_EXISTS"        409 "already-exists"        "Stream exists with other configuration";
+    StreamClosed        "STREAM_CLOSED"         409 "stream-closed"         "Stream is closed";
+    ContentTypeMismatch "CONTENT_TYPE_MISMATCH" 409 "content-type-mismatch" "Content type differs from the stream's";
+    SequenceConflict    "SEQUENCE_CONFLICT"     409 "sequence-conflict"     "Sequence conflict";
+    PathBlocked         "PATH_BLOCKED"          409 "path-blocked"          "Name is held by a deleted stream with forks";
+    ForkFromTombstone   "FORK_FROM_TOMBSTONE"   409 "fork-from-tombstone"   "Fork source is deleted";
+    Gone                "GONE"                  410 "gone"                  "Stream is deleted";
+    PayloadTooLarge     "PAYLOAD_TOO_LARGE"     413 "payload-too-large"     "Body or stream too large";
+    UnsupportedEncoding "UNSUPPORTED_ENCODING"  415 "unsupported-encoding"  "Content coding not supported";
+    Internal            "INTERNAL_ERROR"        500 "internal"              "Internal error";
+    Unavailable         "UNAVAILABLE"           503 "unavailable"           "Temporarily unavailable";
+    InsufficientStorage "INSUFFICIENT_STORAGE"  507 "insufficient-storage"  "Insufficient storage";
+}
+
+impl Code {
+    /// The code as it stands in a problem document.
+    pub(super) const fn as_str(self) -> &'static str {
+        self.row().code
+    }
+
+    fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.row().status).expect("every status of the table is one")
+    }
+}
+
+/// Headers that some problems carry for clients to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extra {
+    None,
+    /// Methods of the resource.
+    Allow(&'static str),
+    /// Final tail of a closed stream.
+    ClosedAt(u64),
+    /// Epoch that fenced the request's.
+    KnownEpoch(u64),
+    /// Producer sequence numbers.
+    Gap {
+        expected: u64,
+        received: u64,
+    },
+}
+
+/// An error answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    code: Code,
+    detail: Cow<'static, str>,
+    /// A fault inside the server: `detail` is for the log alone.
+    is_fault: bool,
+    extra: Extra,
+    /// The request's body was not read to its end, so that the connection cannot carry another request.
+    closes_connection: bool,
+    /// Rendered in the format of the control API (`protocol.md` §19.8).
+    is_control: bool,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            is_fault: false,
+            extra: Extra::None,
+            closes_connection: false,
+            is_control: false,
+        }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::BadRequest, detail)
+    }
+
+    /// A fault inside the server; `detail` is not shown to the client.
+    pub(super) fn fault(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { is_fault: true, ..Self::new(code, detail) }
+    }
+
+    pub(super) fn method_not_allowed(allow: &'static str) -> Self {
+        let problem = Self::new(Code::MethodNotAllowed, format!("this resource has the methods {allow}"));
+        Self { extra: Extra::Allow(allow), ..problem }
+    }
+
+    /// A path below `__ds` that leads nowhere.
+    pub(super) fn no_control_route() -> Self {
+        Self { is_control: true, ..Self::new(Code::NotFound, "there is no such control route") }
+    }
+
+    /// The same problem, telling the client that the connection ends with it.
+    pub(super) fn closing_connection(self) -> Self {
+        Self { closes_connection: true, ..self }
+    }
+
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What went wrong, in full: for the log.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The answer to `call`, without the headers that every response gets.
+    pub(super) fn to_response(&self, call: &Call<'_>) -> Response {
+        let body = self.document(call.sent.path());
+        let mut response = response::with_room(self.code.status());
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, NO_STORE.clone());
+        let content_type = if self.is_control { "application/json" } else { "application/problem+json" };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        self.write_extra(headers);
+        if self.closes_connection && call.version < Version::HTTP_2 {
+            headers.insert(CONNECTION, CLOSE.clone());
+        }
+        if call.method == Method::HEAD {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        } else {
+            *response.body_mut() = Body::from(body);
+        }
+        response
+    }
+
+    fn write_extra(&self, headers: &mut HeaderMap) {
+        match self.extra {
+            Extra::None => {}
+            Extra::Allow(methods) => {
+                headers.insert(ALLOW, HeaderValue::from_static(methods));
+            }
+            Extra::ClosedAt(tail) => {
+                headers.insert(&STREAM_CLOSED, TRUE.clone());
+                headers.insert(&STREAM_NEXT_OFFSET, response::offset_value(tail));
+            }
+            Extra::KnownEpoch(epoch) => {
+                headers.insert(&PRODUCER_EPOCH, HeaderValue::from(epoch));
+            }
+            Extra::Gap { expected, received } => {
+                headers.insert(&PRODUCER_EXPECTED_SEQ, HeaderValue::from(expected));
+                headers.insert(&PRODUCER_RECEIVED_SEQ, HeaderValue::from(received));
+            }
+        }
+        match self.code {
+            Code::UnsupportedEncoding => {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            }
+            Code::Unavailable => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+    }
+
+    fn document(&self, instance: &str) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Document<'a> {
+            r#type: &'a str,
+            title: &'a str,
+            status: u16,
+            code: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            detail: Option<&'a str>,
+            instance: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            error: Option<ControlError<'a>>,
+        }
+        #[derive(Serialize)]
+        struct ControlError<'a> {
+            code: &'a str,
+            message: &'a str,
+        }
+        let row = self.code.row();
+        let document = Document {
+            r#type: row.kind,
+            title: row.title,
+            status: row.status,
+            code: row.code,
+            detail: (!self.is_fault).then_some(&*self.detail),
+            instance,
+            error: self.is_control.then_some(ControlError { code: row.code, message: &self.detail }),
+        };
+        serde_json::to_vec(&document).expect("strings and a number can always be written as JSON")
+    }
+}
+
+impl From<InvalidName> for Problem {
+    fn from(error: InvalidName) -> Self {
+        Self::new(Code::InvalidStreamName, error.to_string())
+    }
+}
+
+impl From<InvalidOffset> for Problem {
+    fn from(error: InvalidOffset) -> Self {
+        Self::new(Code::InvalidOffset, error.to_string())
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Offset(error) => error.into(),
+            QueryError::Live(_) | QueryError::MissingOffset => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+impl From<InvalidContentType> for Problem {
+    fn from(error: InvalidContentType) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<InvalidLifetime> for Problem {
+    fn from(error: InvalidLifetime) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Refused(refusal) => refusal.into(),
+            CreateError::Full(full) => full.into(),
+            CreateError::Unavailable(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<CreateRefusal> for Problem {
+    fn from(refusal: CreateRefusal) -> Self {
+        let code = match &refusal {
+            CreateRefusal::AlreadyExists => Code::AlreadyExists,
+            CreateRefusal::PathBlocked => Code::PathBlocked,
+            CreateRefusal::SourceNotFound => Code::NotFound,
+            CreateRefusal::SourceDeleted => Code::ForkFromTombstone,
+            CreateRefusal::ContentTypeMismatch { .. } => Code::ContentTypeMismatch,
+            CreateRefusal::InvalidForkPoint => Code::InvalidOffset,
+            CreateRefusal::InvalidJson(_) => Code::InvalidJson,
+            CreateRefusal::StreamTooLarge { .. } => Code::PayloadTooLarge,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Refused(refusal) => refusal.into(),
+            AppendError::Full(full) => full.into(),
+            AppendError::Unavailable(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<AppendRefusal> for Problem {
+    fn from(refusal: AppendRefusal) -> Self {
+        let (code, extra) = match &refusal {
+            AppendRefusal::NotFound => (Code::NotFound, Extra::None),
+            AppendRefusal::Gone => (Code::Gone, Extra::None),
+            AppendRefusal::Closed { tail } => (Code::StreamClosed, Extra::ClosedAt(*tail)),
+            AppendRefusal::ContentTypeMismatch { .. } => (Code::ContentTypeMismatch, Extra::None),
+            AppendRefusal::StaleEpoch { current } => (Code::ProducerEpochFenced, Extra::KnownEpoch(*current)),
+            AppendRefusal::NewEpochNotAtZero => (Code::BadRequest, Extra::None),
+            AppendRefusal::SequenceGap { expected, received } => {
+                (Code::SequenceConflict, Extra::Gap { expected: *expected, received: *received })
+            }
+            AppendRefusal::InvalidJson(_) => (Code::InvalidJson, Extra::None),
+            AppendRefusal::EmptyArray => (Code::EmptyArray, Extra::None),
+            AppendRefusal::StreamSeqConflict => (Code::SequenceConflict, Extra::None),
+            AppendRefusal::StreamTooLarge { .. } => (Code::PayloadTooLarge, Extra::None),
+            AppendRefusal::ProducerLimit { .. } => (Code::ProducerLimit, Extra::None),
+        };
+        Self { extra, ..Self::new(code, refusal.to_string()) }
+    }
+}
+
+impl From<LookupError> for Problem {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Refused(refusal) => refusal.into(),
+            LookupError::Unavailable(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Refused(refusal) => refusal.into(),
+            ReadError::InvalidOffset => Self::new(Code::InvalidOffset, error.to_string()),
+            ReadError::Unavailable(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<LookupRefusal> for Problem {
+    fn from(refusal: LookupRefusal) -> Self {
+        let code = match refusal {
+            LookupRefusal::NotFound => Code::NotFound,
+            LookupRefusal::Gone => Code::Gone,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(full: Full) -> Self {
+        Self::new(Code::InsufficientStorage, full.to_string())
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(cause: Unavailable) -> Self {
+        match cause {
+            Unavailable::Overloaded | Unavailable::ShuttingDown => {
+                Self::new(Code::Unavailable, cause.to_string())
+            }
+            Unavailable::CommitFailed | Unavailable::Recovering => {
+                Self::fault(Code::Unavailable, cause.to_string())
+            }
+            Unavailable::ReadFailed => Self::fault(Code::Internal, cause.to_string()),
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The server around the router: listeners, TLS, connections, start-up and drain.
+//!
+//! * [`lifecycle`]: [`Server`] and [`run`]: the order in which everything starts and stops.
+//! * `listener`: one listening socket per core on one address.
+//! * `acceptor`: the accept loop of a core; connections above the limit.
+//! * `connection`: TLS, choice of the HTTP version, hyper's settings.
+//! * `service`: the router as a connection calls it; which requests are under way.
+//! * `transport`: the socket, watched; problem documents for heads that are no HTTP.
+//! * `registry`, `connection_state`: who waits for what since when, and the sweep that ends those who wait too long.
+//! * `admission`: how many connections are open, over all cores.
+//! * `cores`: acceptors on all core threads.
+//! * `raw_response`, `tls`, `open_files`, `signals`, `banner`: what their names say.
+//!
+//! Connections live on the core that accepted them. Nothing here knows a rule of the protocol, except that errors are
+//! problem documents.
+
+mod acceptor;
+mod admission;
+mod banner;
+mod connection;
+mod connection_state;
+mod cores;
+mod lifecycle;
+mod listener;
+mod open_files;
+mod raw_response;
+mod registry;
+mod service;
+mod signals;
+mod tls;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+pub use lifecycle::{Server, ServerError, run};
+pub use listener::ListenError;
+pub use tls::TlsError;

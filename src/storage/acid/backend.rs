@@ -1,0 +1,164 @@
+//! What a shard's database works on, and what it does to it.
+
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use redb::backends::InMemoryBackend;
+use redb::{BackendError, StorageBackend};
+
+/// Makes the backend of a shard, by its index. For tests that inject faults below redb.
+pub type BackendFactory = Arc<dyn Fn(usize) -> io::Result<Box<dyn StorageBackend>> + Send + Sync>;
+
+/// What the databases of an [`AcidLog`](super::AcidLog) did to their backends, since it was made.
+///
+/// Calls are counted when they begin, failed ones included.
+#[derive(Debug, Default)]
+pub struct IoCounters {
+    syncs: AtomicU64,
+    writes: AtomicU64,
+    bytes_written: AtomicU64,
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    resizes: AtomicU64,
+}
+
+impl IoCounters {
+    /// Syncs to stable storage (`fdatasync` on files).
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Write calls.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes handed to write calls.
+    #[must_use]
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    /// Read calls: misses of redb's page cache.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Bytes asked for by read calls.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Changes of a backend's length. redb follows each growth by a sync.
+    #[must_use]
+    pub fn resizes(&self) -> u64 {
+        self.resizes.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts what passes through to `inner`.
+#[derive(Debug)]
+pub(super) struct CountingBackend {
+    inner: Box<dyn StorageBackend>,
+    counters: Arc<IoCounters>,
+}
+
+impl CountingBackend {
+    pub(super) fn new(inner: Box<dyn StorageBackend>, counters: Arc<IoCounters>) -> Self {
+        Self { inner, counters }
+    }
+}
+
+impl StorageBackend for CountingBackend {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_read.fetch_add(out.len() as u64, Ordering::Relaxed);
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.counters.resizes.fetch_add(1, Ordering::Relaxed);
+        self.inner.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.inner.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.inner.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.inner.query_lock_range(start, end)
+    }
+}
+
+/// RAM that outlives the database opened on it, so that a shard without disk can be reopened as well.
+#[derive(Debug)]
+pub(super) struct SharedMemory(Arc<InMemoryBackend>);
+
+impl SharedMemory {
+    pub(super) fn new(memory: Arc<InMemoryBackend>) -> Self {
+        Self(memory)
+    }
+}
+
+impl StorageBackend for SharedMemory {
+    fn len(&self) -> io::Result<u64> {
+        StorageBackend::len(&*self.0)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        StorageBackend::read(&*self.0, offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        StorageBackend::write(&*self.0, offset, data)
+    }
+}

@@ -1,0 +1,248 @@
+//! Random commits against a model that is a few maps.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::storage::{Checkpoint, ColdReader, StreamCheckpoint};
+
+/// What a shard should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Model {
+    streams: BTreeMap<u64, ModelStream>,
+    groups: BTreeMap<u64, Bytes>,
+    next_stream_id: u64,
+    next_group: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct ModelStream {
+    record: Vec<u8>,
+    producers: BTreeMap<Bytes, (u64, u64)>,
+    start: u64,
+    payload: Vec<u8>,
+    /// Positions at which a piece began.
+    boundaries: Vec<u64>,
+}
+
+/// A group in terms that make sense whatever came before.
+#[derive(Clone, Debug)]
+pub(super) struct GroupPlan {
+    seq_step: u64,
+    frames_bytes: usize,
+    checkpoint: Option<CheckpointPlan>,
+}
+
+#[derive(Clone, Debug)]
+struct CheckpointPlan {
+    streams: Vec<StreamPlan>,
+    removed: Vec<usize>,
+    trim: u64,
+}
+
+#[derive(Clone, Debug)]
+struct StreamPlan {
+    /// One of the streams there are, or a new one.
+    which: usize,
+    record_bytes: usize,
+    producers: Vec<(u8, u64, u64)>,
+    pieces: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Commit(Vec<GroupPlan>),
+    Reclaim,
+    Reopen,
+}
+
+/// Sets the number of cases, unless `PROPTEST_CASES` does.
+pub(super) fn cases(count: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        default
+    } else {
+        ProptestConfig { cases: count, ..default }
+    }
+}
+
+fn sizes() -> impl Strategy<Value = usize> {
+    prop_oneof![8 => 0..300_usize, 3 => 3_900..4_200_usize, 2 => 65_400..65_600_usize, 1 => 0..200_000_usize]
+}
+
+fn stream_plan() -> impl Strategy<Value = StreamPlan> {
+    let producers = vec((0..4_u8, 0..9_u64, any::<u64>()), 0..3);
+    (any::<usize>(), 0..200_usize, producers, vec(sizes(), 0..5)).prop_map(
+        |(which, record_bytes, producers, pieces)| StreamPlan { which, record_bytes, producers, pieces },
+    )
+}
+
+pub(super) fn group_plan() -> impl Strategy<Value = GroupPlan> {
+    let checkpoint = (vec(stream_plan(), 0..4), vec(any::<usize>(), 0..2), 0..6_u64)
+        .prop_map(|(streams, removed, trim)| CheckpointPlan { streams, removed, trim });
+    (1..3_u64, sizes(), proptest::option::of(checkpoint))
+        .prop_map(|(seq_step, frames_bytes, checkpoint)| GroupPlan { seq_step, frames_bytes, checkpoint })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => vec(group_plan(), 1..4).prop_map(Step::Commit),
+        1 => Just(Step::Reclaim),
+        2 => Just(Step::Reopen),
+    ]
+}
+
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    (0..count as u64).map(|at| (at.wrapping_mul(31) ^ seed.wrapping_mul(131) ^ (at >> 8)) as u8).collect()
+}
+
+impl Model {
+    /// Makes the plan concrete and takes it as committed.
+    pub(super) fn apply(&mut self, plan: &GroupPlan) -> Group {
+        let seq = self.next_group + plan.seq_step - 1;
+        self.next_group = seq + 1;
+        let frames = bytes(seq, plan.frames_bytes);
+        if !frames.is_empty() || plan.checkpoint.is_none() {
+            self.groups.insert(seq, frames.clone().into());
+        }
+        let checkpoint = plan.checkpoint.as_ref().map(|plan| self.apply_checkpoint(seq, plan));
+        Group { seq, frames, checkpoint }
+    }
+
+    fn apply_checkpoint(&mut self, seq: u64, plan: &CheckpointPlan) -> Checkpoint {
+        let mut streams: Vec<StreamCheckpoint> = Vec::new();
+        for stream in &plan.streams {
+            let stream = self.apply_stream(seq, stream);
+            // A checkpoint has each stream once.
+            if streams.iter().all(|other| other.id != stream.id) {
+                self.settle(&stream);
+                streams.push(stream);
+            }
+        }
+        let mut removed = Vec::new();
+        for which in &plan.removed {
+            let alive: Vec<_> = self.streams.keys().copied().collect();
+            if !alive.is_empty() {
+                let id = alive[which % alive.len()];
+                self.streams.remove(&id);
+                removed.push(id);
+            }
+        }
+        let trim_before = (seq + 1).saturating_sub(plan.trim);
+        self.groups = self.groups.split_off(&trim_before);
+        Checkpoint { streams, removed, trim_before, next_stream_id: self.next_stream_id }
+    }
+
+    fn apply_stream(&mut self, seq: u64, plan: &StreamPlan) -> StreamCheckpoint {
+        let alive: Vec<_> = self.streams.keys().copied().collect();
+        let id = alive.get(plan.which % (alive.len() + 1)).copied().unwrap_or_else(|| {
+            self.next_stream_id += 1;
+            self.next_stream_id - 1
+        });
+        // A fork's own payload does not start at zero.
+        let start = self.streams.get(&id).map_or(id * 5, |stream| stream.start + stream.payload.len() as u64);
+        let payload = plan.pieces.iter().enumerate().map(|(at, size)| bytes(seq + at as u64, *size).into());
+        StreamCheckpoint {
+            id,
+            record: bytes(seq, plan.record_bytes),
+            producers: plan
+                .producers
+                .iter()
+                .map(|(id, epoch, last)| (vec![*id; 3].into(), *epoch, *last))
+                .collect(),
+            start,
+            payload: payload.collect(),
+        }
+    }
+
+    fn settle(&mut self, checkpoint: &StreamCheckpoint) {
+        let stream = self.streams.entry(checkpoint.id).or_insert_with(|| ModelStream {
+            record: Vec::new(),
+            producers: BTreeMap::new(),
+            start: checkpoint.start,
+            payload: Vec::new(),
+            boundaries: Vec::new(),
+        });
+        stream.record.clone_from(&checkpoint.record);
+        // The order of a producer's entries within one checkpoint is not part of the contract: keep the greatest.
+        let mut producers = checkpoint.producers.clone();
+        producers.sort_unstable();
+        stream.producers.extend(producers.into_iter().map(|(id, epoch, last)| (id, (epoch, last))));
+        for piece in &checkpoint.payload {
+            stream.boundaries.push(stream.start + stream.payload.len() as u64);
+            stream.payload.extend_from_slice(piece);
+        }
+    }
+
+    /// Whether this is what an opening found.
+    pub(super) fn is_recovered_as(&self, recovered: &Recovered) -> bool {
+        let streams = recovered.streams.iter().map(|stream| {
+            let producers: BTreeMap<_, _> =
+                stream.producers.iter().map(|(id, epoch, last)| (id.clone(), (*epoch, *last))).collect();
+            (stream.id, stream.record.to_vec(), producers)
+        });
+        self.groups.iter().map(|(seq, frames)| (*seq, frames.clone())).eq(recovered.groups.iter().cloned())
+            && self
+                .streams
+                .iter()
+                .map(|(id, stream)| (*id, stream.record.clone(), stream.producers.clone()))
+                .eq(streams)
+            && self.next_group == recovered.next_group
+            && self.next_stream_id >= recovered.next_stream_id
+    }
+
+    /// Compares all settled payload, in several cuts.
+    pub(super) fn check_reads(&self, reader: &dyn ColdReader) {
+        for (id, stream) in &self.streams {
+            let length = stream.payload.len();
+            let end = stream.start + length as u64;
+            for (from, to) in [(0, length), (0, length / 3), (length / 3, length / 2), (length / 2, length)] {
+                let read = reader.read(*id, stream.start + from as u64, stream.start + to as u64).unwrap();
+                assert!(read.concat() == stream.payload[from..to], "stream {id}, {from}..{to}");
+            }
+            assert!(matches!(reader.read(*id, end.saturating_sub(1), end + 1), Err(StorageError::Missing)));
+            if length == 0 {
+                continue;
+            }
+            assert_eq!(reader.boundary_at_or_before(*id, end).unwrap(), end);
+            for position in (stream.start..end).step_by(length.div_ceil(20)) {
+                let boundary = reader.boundary_at_or_before(*id, position).unwrap();
+                assert!(boundary <= position && (boundary == 0 || stream.boundaries.contains(&boundary)));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn reopening_finds_what_was_committed(steps in vec(step(), 1..25)) {
+        let acid = in_memory();
+        let (mut log, _) = acid.open(0).unwrap();
+        let mut model = Model::default();
+        for step in &steps {
+            match step {
+                Step::Commit(plans) => {
+                    let mut groups: Vec<_> = plans.iter().map(|plan| model.apply(plan)).collect();
+                    log.commit(&mut groups).unwrap();
+                }
+                Step::Reclaim => drop(log.reclaim().unwrap()),
+                Step::Reopen => {
+                    drop(log);
+                    let recovered;
+                    (log, recovered) = acid.open(0).unwrap();
+                    prop_assert!(model.is_recovered_as(&recovered), "{model:?}\n{recovered:?}");
+                }
+            }
+            model.check_reads(&*log.reader());
+        }
+        while log.reclaim().unwrap() {}
+        model.check_reads(&*log.reader());
+        let left = streams_with_extents(&acid);
+        prop_assert!(left.iter().all(|id| model.streams.contains_key(id)), "{left:?} have payload");
+    }
+}

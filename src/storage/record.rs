@@ -1,0 +1,137 @@
+//! A stream's checkpointed state, without its producers and its payload, which have tables of their own.
+//!
+//! ```text
+//! record := version (1 byte, = 1)
+//!           name, content type, lifetime, time of the last renewal
+//!           base, settled end, tail (varints): content below the settled end is in the payload store
+//!           group (varint): the journal group up to whose end this is the state
+//!           flags (1 byte): 1 = closed, 2 = closed by a producer, 4 = soft-deleted, 8 = Stream-Seq, 16 = fork
+//!           [producer that closed it] [Stream-Seq] [fork]
+//!           number of pins, and each one's shard and id
+//! ```
+//!
+//! The settled end always equals the tail at present: a checkpoint settles all that there is. It is written apart so
+//! that a later version may leave some payload to the journal.
+
+use bytes::Bytes;
+
+use crate::protocol::name::StreamName;
+use crate::storage::StorageError;
+use crate::storage::codec::{Put, Take};
+use crate::stream::event::{Creation, Event};
+use crate::stream::state::{Closure, StreamState};
+
+const VERSION: u8 = 1;
+const FLAG_CLOSED: u8 = 1;
+const FLAG_CLOSED_BY_PRODUCER: u8 = 2;
+const FLAG_SOFT_DELETED: u8 = 4;
+const FLAG_STREAM_SEQ: u8 = 8;
+const FLAG_FORK: u8 = 16;
+const FLAGS: u8 = 31;
+
+/// What a record says.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) name: StreamName,
+    /// Without producers.
+    pub(crate) state: StreamState,
+    /// End of the settled content.
+    pub(crate) settled: u64,
+    /// The state is as of the end of this journal group.
+    pub(crate) group: u64,
+}
+
+/// Encodes the record of a stream whose content is settled up to its tail.
+pub(crate) fn encode(name: &StreamName, state: &StreamState, group: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 + name.as_str().len());
+    out.put_byte(VERSION);
+    out.put_string(name.as_str().as_bytes());
+    out.put_string(state.content_type.as_str().as_bytes());
+    out.put_lifetime(state.lifetime.as_ref());
+    out.put_time(state.renewed_at_ms);
+    out.put_varint(state.base());
+    out.put_varint(state.tail);
+    out.put_varint(state.tail);
+    out.put_varint(group);
+    let closed_by = match &state.closure {
+        Closure::Open => None,
+        Closure::Closed(by) => Some(by.as_deref()),
+    };
+    let mut flags = 0;
+    for (set, flag) in [
+        (closed_by.is_some(), FLAG_CLOSED),
+        (matches!(closed_by, Some(Some(_))), FLAG_CLOSED_BY_PRODUCER),
+        (state.soft_deleted, FLAG_SOFT_DELETED),
+        (state.stream_seq.is_some(), FLAG_STREAM_SEQ),
+        (state.fork.is_some(), FLAG_FORK),
+    ] {
+        if set {
+            flags |= flag;
+        }
+    }
+    out.put_byte(flags);
+    if let Some(Some(tag)) = closed_by {
+        out.put_producer(tag);
+    }
+    if let Some(seq) = &state.stream_seq {
+        out.put_string(seq);
+    }
+    if let Some(fork) = &state.fork {
+        out.put_fork(fork);
+    }
+    out.put_varint(state.pins().count() as u64);
+    for child in state.pins() {
+        out.put_stream_ref(child);
+    }
+    out
+}
+
+/// Decodes a record.
+pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
+    let mut record = Take::new(bytes, "stream record");
+    if record.byte()? != VERSION {
+        return Err(record.corrupt("unknown version"));
+    }
+    let name = record.name()?;
+    let content_type = record.content_type()?;
+    let lifetime = record.lifetime()?;
+    let at_ms = record.time()?;
+    let base = record.varint()?;
+    let settled = record.varint()?;
+    let tail = record.varint()?;
+    let group = record.varint()?;
+    let flags = record.byte()?;
+    if flags & !FLAGS != 0 {
+        return Err(record.corrupt("unknown flags"));
+    }
+    let has = |flag: u8| flags & flag != 0;
+    let closed_by = if has(FLAG_CLOSED_BY_PRODUCER) { Some(Box::new(record.producer()?)) } else { None };
+    let stream_seq = if has(FLAG_STREAM_SEQ) { Some(record.string()?) } else { None };
+    let fork = if has(FLAG_FORK) { Some(Box::new(record.fork()?)) } else { None };
+    let creation = Creation {
+        name: name.clone(),
+        content_type,
+        lifetime,
+        fork,
+        closed: false,
+        payload: Bytes::new(),
+        at_ms,
+    };
+    let mut state = StreamState::created(&creation);
+    if state.base() != base || settled > tail || tail < base {
+        return Err(record.corrupt("positions contradict each other"));
+    }
+    state.tail = tail;
+    state.soft_deleted = has(FLAG_SOFT_DELETED);
+    state.stream_seq = stream_seq.map(|seq| seq.as_ref().into());
+    if has(FLAG_CLOSED) {
+        state.closure = Closure::Closed(closed_by);
+    }
+    for _ in 0..record.varint()? {
+        state.apply(&Event::Pinned { child: record.stream_ref()? }, group);
+    }
+    if !record.is_empty() {
+        return Err(record.corrupt("longer than its contents"));
+    }
+    Ok(Record { name, state, settled, group })
+}

@@ -1,0 +1,204 @@
+//! The recent bytes of one stream in RAM: what is not settled yet, and what was settled but is still worth keeping.
+//!
+//! Small appends are gathered in one growing block, so that a read hands out few pieces; a full block is frozen and
+//! then shared without copying. Large appends become blocks of their own, as they are.
+//!
+//! In a JSON stream only positions between messages may be read from. Each block begins at one and remembers some more
+//! ("marks", sparse); the rest is found by scanning from the nearest mark.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::protocol::json;
+
+/// Size at which the growing block is frozen.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// An append of at least this size is not copied into the growing block.
+const LARGE_BYTES: usize = 16 * 1024;
+/// Least distance between two marks. Bounds both what marks cost and what is scanned in vain.
+const MARK_STEP: usize = 256;
+
+/// Contiguous bytes from `start` on.
+#[derive(Debug, Default)]
+struct Block {
+    start: u64,
+    bytes: Bytes,
+    marks: Vec<u32>,
+}
+
+impl Block {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct RecentTail {
+    json: bool,
+    sealed: VecDeque<Block>,
+    open_start: u64,
+    open: Vec<u8>,
+    open_marks: Vec<u32>,
+}
+
+impl RecentTail {
+    /// Holds nothing yet; the first append comes at `start`.
+    pub(crate) fn new(start: u64, json: bool) -> Self {
+        Self { json, sealed: VecDeque::new(), open_start: start, open: Vec::new(), open_marks: Vec::new() }
+    }
+
+    /// First position held.
+    pub(crate) fn start(&self) -> u64 {
+        self.sealed.front().map_or(self.open_start, |block| block.start)
+    }
+
+    /// Position after the last byte held.
+    pub(crate) fn end(&self) -> u64 {
+        self.open_start + self.open.len() as u64
+    }
+
+    /// Bytes held.
+    pub(crate) fn len(&self) -> u64 {
+        self.end() - self.start()
+    }
+
+    /// Adds one append's payload.
+    pub(crate) fn push(&mut self, payload: &Bytes) {
+        if payload.is_empty() {
+            return;
+        }
+        if payload.len() >= LARGE_BYTES {
+            self.seal();
+            let marks = if self.json { marks(payload) } else { Vec::new() };
+            self.sealed.push_back(Block { start: self.open_start, bytes: payload.clone(), marks });
+            self.open_start += payload.len() as u64;
+            return;
+        }
+        if self.open.len() + payload.len() > BLOCK_BYTES {
+            self.seal();
+        }
+        if self.json {
+            let at = self.open.len();
+            let last = self.open_marks.last().map_or(0, |&mark| mark as usize);
+            if at >= last + MARK_STEP {
+                self.open_marks.push(at as u32);
+            }
+        }
+        self.open.extend_from_slice(payload);
+    }
+
+    fn seal(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        let start = self.open_start;
+        self.open_start = self.end();
+        let mut bytes = std::mem::take(&mut self.open);
+        bytes.shrink_to_fit();
+        let marks = std::mem::take(&mut self.open_marks);
+        self.sealed.push_back(Block { start, bytes: bytes.into(), marks });
+    }
+
+    /// Forgets blocks that end at or before `position`. Returns the number of bytes freed.
+    pub(crate) fn forget_before(&mut self, position: u64) -> u64 {
+        let before = self.len();
+        while self.sealed.front().is_some_and(|block| block.end() <= position) {
+            self.sealed.pop_front();
+        }
+        if self.sealed.is_empty() {
+            self.sealed.shrink_to_fit();
+            if self.end() <= position {
+                *self = Self::new(self.end(), self.json);
+            }
+        }
+        before - self.len()
+    }
+
+    /// The bytes `from..to`, which must be held, in order.
+    pub(crate) fn slice(&self, from: u64, to: u64) -> Vec<Bytes> {
+        assert!(self.start() <= from && from <= to && to <= self.end(), "only held bytes are asked for");
+        let mut pieces = Vec::new();
+        let first = self.sealed.partition_point(|block| block.end() <= from);
+        for block in self.sealed.range(first..).take_while(|block| block.start < to) {
+            let low = from.max(block.start) - block.start;
+            let high = to.min(block.end()) - block.start;
+            pieces.push(block.bytes.slice(low as usize..high as usize));
+        }
+        if to > self.open_start && from < to {
+            let low = from.max(self.open_start) - self.open_start;
+            let high = to - self.open_start;
+            pieces.push(Bytes::copy_from_slice(&self.open[low as usize..high as usize]));
+        }
+        pieces
+    }
+
+    /// `position`, which must be held or the end, lies between two messages. Always so in other streams.
+    pub(crate) fn is_boundary(&self, position: u64) -> bool {
+        if !self.json || position == self.end() {
+            return true;
+        }
+        let (bytes, at) = self.from_mark(position);
+        json::is_boundary(bytes, at)
+    }
+
+    /// Where to end a page that begins at the boundary `from` and should not exceed `to`: the last boundary not after
+    /// `to`, or the end of the first message if that alone is larger.
+    pub(crate) fn page_end(&self, from: u64, to: u64) -> u64 {
+        if !self.json || to >= self.end() {
+            return to.min(self.end());
+        }
+        let (bytes, at) = self.from_mark(to);
+        let floor = to - (at - json::floor_boundary(bytes, at)) as u64;
+        if floor > from {
+            return floor;
+        }
+        let (bytes, at) = self.from_mark(from);
+        let message = json::first_message_len(&bytes[at..]).expect("a block holds whole messages");
+        from + message as u64
+    }
+
+    /// The bytes from the last mark at or before `position` to the end of its block, and where `position` is in them.
+    fn from_mark(&self, position: u64) -> (&[u8], usize) {
+        let index = self.sealed.partition_point(|block| block.end() <= position);
+        let (start, bytes, marks): (u64, &[u8], &[u32]) = match self.sealed.get(index) {
+            Some(block) => (block.start, &block.bytes, &block.marks),
+            None => (self.open_start, &self.open, &self.open_marks),
+        };
+        let at = (position - start) as usize;
+        let marks_before = marks.partition_point(|&mark| mark as usize <= at);
+        let mark = marks_before.checked_sub(1).map_or(0, |last| marks[last] as usize);
+        (&bytes[mark..], at - mark)
+    }
+
+    /// The bytes from `from` on in pieces that each begin at a message boundary and, if the messages allow it, are not
+    /// larger than a block.
+    pub(crate) fn pieces(&self, from: u64) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        let mut at = from;
+        while at < self.end() {
+            let block_end =
+                self.sealed.iter().map(Block::end).find(|&end| end > at).unwrap_or_else(|| self.end());
+            let end = self.page_end(at, block_end.min(at + BLOCK_BYTES as u64));
+            pieces.extend(self.slice(at, end));
+            at = end;
+        }
+        pieces
+    }
+}
+
+/// Marks within a large payload, found by walking its messages.
+fn marks(stored: &[u8]) -> Vec<u32> {
+    let mut marks = Vec::new();
+    let mut at = 0;
+    let mut last = 0;
+    while let Some(len) = json::first_message_len(&stored[at..]) {
+        at += len;
+        if at >= last + BLOCK_BYTES / 4 {
+            marks.push(at as u32);
+            last = at;
+        }
+    }
+    marks
+}

@@ -1,0 +1,128 @@
+//! What a stream is, and how events change it.
+
+use std::collections::BTreeSet;
+
+use crate::protocol::content_type::ContentType;
+use crate::protocol::lifetime::Lifetime;
+use crate::stream::event::{Append, Creation, Event};
+use crate::stream::fork::{ForkOrigin, StreamRef};
+use crate::stream::producer::{ProducerTag, Producers};
+
+/// Whether a stream takes appends.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Closure {
+    /// It does.
+    #[default]
+    Open,
+    /// It never will again. Remembers the producer request that closed it, so that its retry is recognised.
+    Closed(Option<Box<ProducerTag>>),
+}
+
+impl Closure {
+    /// No more appends.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed(_))
+    }
+}
+
+/// One incarnation of a stream, without its bytes and its name.
+#[derive(Clone, Debug)]
+pub struct StreamState {
+    /// As sent at creation, or inherited.
+    pub content_type: ContentType,
+    /// Own or inherited.
+    pub lifetime: Option<Lifetime>,
+    /// When the window of a sliding lifetime began. Wall clock, milliseconds since 1970.
+    pub renewed_at_ms: i64,
+    /// End of the content, in stored bytes, inherited ones included.
+    pub tail: u64,
+    /// Open or closed.
+    pub closure: Closure,
+    /// Deleted or expired, but kept for forks.
+    pub soft_deleted: bool,
+    /// Last accepted `Stream-Seq`.
+    pub stream_seq: Option<Box<[u8]>>,
+    /// Idempotent producers.
+    pub producers: Producers,
+    /// Where inherited bytes come from.
+    pub fork: Option<Box<ForkOrigin>>,
+    pins: Option<Box<BTreeSet<StreamRef>>>,
+}
+
+impl StreamState {
+    /// The state after [`Event::Created`].
+    pub fn created(creation: &Creation) -> Self {
+        let base = creation.fork.as_ref().map_or(0, |fork| fork.point);
+        Self {
+            content_type: creation.content_type.clone(),
+            lifetime: creation.lifetime.clone(),
+            renewed_at_ms: creation.at_ms,
+            tail: base + creation.payload.len() as u64,
+            closure: if creation.closed { Closure::Closed(None) } else { Closure::Open },
+            soft_deleted: false,
+            stream_seq: None,
+            producers: Producers::default(),
+            fork: creation.fork.clone(),
+            pins: None,
+        }
+    }
+
+    /// Applies an event other than [`Event::Created`]. `group` is the journal group that carries it.
+    ///
+    /// Events are facts: they were decided before they were stored, so nothing is refused here.
+    pub fn apply(&mut self, event: &Event, group: u64) {
+        match event {
+            Event::Created(_) => unreachable!("a creation makes a new state, it does not change one"),
+            Event::Appended(append) => self.appended(append, group),
+            Event::Renewed { at_ms } => self.renew(*at_ms),
+            Event::SoftDeleted => self.soft_deleted = true,
+            Event::Removed => {}
+            Event::Pinned { child } => {
+                self.pins.get_or_insert_with(Box::default).insert(*child);
+            }
+            Event::Unpinned { child } => {
+                if let Some(pins) = &mut self.pins {
+                    pins.remove(child);
+                    if pins.is_empty() {
+                        self.pins = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn appended(&mut self, append: &Append, group: u64) {
+        assert!(!self.closure.is_closed(), "a closed stream takes no appends");
+        self.tail += append.payload.len() as u64;
+        if let Some(tag) = &append.producer {
+            self.producers.accept(tag, group);
+        }
+        if let Some(seq) = &append.stream_seq {
+            self.stream_seq = Some(seq.as_ref().into());
+        }
+        if append.close {
+            self.closure = Closure::Closed(append.producer.clone().map(Box::new));
+        }
+        self.renew(append.at_ms);
+    }
+
+    /// Starts the window of a sliding lifetime anew. Time never runs backwards here, whatever the wall clock does.
+    pub fn renew(&mut self, at_ms: i64) {
+        self.renewed_at_ms = self.renewed_at_ms.max(at_ms);
+    }
+
+    /// First position that is the stream's own; what lies before is inherited.
+    pub fn base(&self) -> u64 {
+        self.fork.as_ref().map_or(0, |fork| fork.point)
+    }
+
+    /// The forks that need this stream's bytes.
+    pub fn pins(&self) -> impl Iterator<Item = StreamRef> + '_ {
+        self.pins.iter().flat_map(|pins| pins.iter().copied())
+    }
+
+    /// Some fork needs this stream's bytes.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+}
