@@ -32,8 +32,8 @@ const DISCARDED_BYTES_MAX: usize = 64 * 1024;
 /// Time such a body may take altogether.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Limits on request bodies.
-#[derive(Debug)]
+/// Limits on request bodies; clones share one budget.
+#[derive(Clone, Debug)]
 pub(super) struct BodyLimits {
     bytes_max: u64,
     pause_max: Duration,
@@ -146,8 +146,7 @@ impl Upload {
     /// Next piece that holds bytes; `None` at the end.
     async fn next_piece(&mut self, limits: &BodyLimits) -> Result<Option<Bytes>, Problem> {
         while !self.is_finished {
-            let ready =
-                std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.body).poll_frame(cx))).await;
+            let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut self.body).poll_frame(cx))).await;
             let frame = match ready {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
@@ -312,7 +311,8 @@ mod tests {
         assert!(!settled(Version::HTTP_11, false, chunked(&["ab", "cd"])).await);
         assert!(!settled(Version::HTTP_11, true, Body::empty()).await);
         assert!(settled(Version::HTTP_11, true, chunked(&["ab"])).await);
-        let large = || Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
+        let large =
+            || Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
         assert!(settled(Version::HTTP_11, false, large()).await);
         assert!(!settled(Version::HTTP_2, false, large()).await);
     }

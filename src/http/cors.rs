@@ -10,7 +10,8 @@ use axum::response::Response;
 use crate::config::CorsOrigins;
 use crate::http::response;
 
-static EXPOSED: HeaderValue = HeaderValue::from_static(
+/// Response headers that scripts of other origins may read.
+pub(crate) static EXPOSED: HeaderValue = HeaderValue::from_static(
     "Stream-Next-Offset, Stream-Cursor, Stream-Up-To-Date, Stream-Closed, Stream-TTL, Stream-Expires-At, \
      Stream-SSE-Data-Encoding, Stream-Earliest-Offset, Producer-Epoch, Producer-Seq, Producer-Expected-Seq, \
      Producer-Received-Seq, ETag, Location, Retry-After, WWW-Authenticate",

@@ -60,7 +60,30 @@ pub fn build_router_with_ready<S: Storage + ?Sized>(
     ready: Arc<AtomicBool>,
     shutdown: CancellationToken,
 ) -> Router {
-    let app = Arc::new(App::new(Arc::new(storage), config, ready, shutdown));
+    let bodies = BodyLimits::new(&config.limits);
+    mount(App::new(Arc::new(storage), config, bodies, ready, shutdown))
+}
+
+/// `count` routers for as many threads. A request counts references to what its router holds; over routers of their
+/// own, threads do not contend for those. Only the budget for bodies under way is one for all.
+pub(crate) fn build_routers_with_ready<S: Storage + ?Sized>(
+    count: usize,
+    storage: &Arc<S>,
+    config: &Config,
+    ready: &Arc<AtomicBool>,
+    shutdown: &CancellationToken,
+) -> Vec<Router> {
+    let bodies = BodyLimits::new(&config.limits);
+    (0..count)
+        .map(|_| {
+            let storage = Arc::new(Arc::clone(storage));
+            mount(App::new(storage, config, bodies.clone(), Arc::clone(ready), shutdown.clone()))
+        })
+        .collect()
+}
+
+fn mount(app: App) -> Router {
+    let app = Arc::new(app);
     let service = service_fn(move |request: Request| {
         let app = Arc::clone(&app);
         async move { Ok::<_, Infallible>(exchange(&app, request).await) }
@@ -106,6 +129,7 @@ impl App {
     fn new(
         storage: Arc<dyn Storage>,
         config: &Config,
+        bodies: BodyLimits,
         ready: Arc<AtomicBool>,
         shutdown: CancellationToken,
     ) -> Self {
@@ -118,7 +142,7 @@ impl App {
                 max_bytes: limits.max_stream_name_bytes,
                 max_segments: limits.max_stream_name_segments,
             },
-            bodies: BodyLimits::new(limits),
+            bodies,
             json_depth_max: limits.max_json_depth,
             page_bytes: limits.read_page_bytes,
             long_poll_timeout: config.server.long_poll_timeout,
@@ -202,10 +226,7 @@ fn is_stream_method(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::POST | Method::PUT | Method::HEAD | Method::DELETE)
 }
 
-fn service(
-    call: &Call<'_>,
-    answer: impl FnOnce() -> Result<Response, Problem>,
-) -> Result<Response, Problem> {
+fn service(call: &Call<'_>, answer: impl FnOnce() -> Result<Response, Problem>) -> Result<Response, Problem> {
     if matches!(*call.method, Method::GET | Method::HEAD) {
         answer()
     } else {

@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -185,7 +184,7 @@ impl Feed {
 
     /// Data with its control event; `None` if all of the batch has to wait for more.
     fn batch(&mut self, batch: &LiveBatch) -> Option<Bytes> {
-        let len = batch.data.iter().map(Bytes::len).sum();
+        let len: usize = batch.data.iter().map(Bytes::len).sum();
         let held = match self.encoding {
             SseEncoding::Text if !batch.closed => incomplete_len(&batch.data, batch.up_to_date),
             _ => 0,

@@ -34,18 +34,16 @@ pub(super) struct Setup {
     pub(super) stop: Stop,
 }
 
-/// Starts an acceptor on each core, with a router of its own: a shared one would have all cores count references on one
-/// cache line for every request. Returns when all accept.
+/// Starts an acceptor on each core, with a listener and a router of its own. Returns when all accept.
 pub(super) fn start_acceptors(
     cores: &dyn Cores,
     listeners: Vec<TcpListener>,
     setup: &Setup,
-    mut router: impl FnMut() -> Router,
+    routers: Vec<Router>,
 ) -> io::Result<()> {
     let (started, outcomes) = mpsc::channel();
-    for (index, listener) in listeners.into_iter().enumerate() {
+    for (index, (listener, router)) in listeners.into_iter().zip(routers).enumerate() {
         let setup = setup.clone();
-        let router = router();
         let started = started.clone();
         cores.run_on(
             index,

@@ -23,7 +23,7 @@ use super::tls::{self, TlsError};
 use super::{banner, open_files, signals};
 use crate::config::Config;
 use crate::engine::{Engine, Storage};
-use crate::http::build_router_with_ready;
+use crate::http::build_routers_with_ready;
 use crate::storage::StorageError;
 
 /// Time for connections that were cut to be gone.
@@ -120,15 +120,10 @@ impl Server {
             gate: Arc::clone(&self.gate),
             stop: self.stop.clone(),
         };
-        let router = || {
-            build_router_with_ready(
-                self.engine.clone(),
-                &self.config,
-                Arc::clone(&self.ready),
-                self.live.clone(),
-            )
-        };
-        start_acceptors(&self.engine, listeners, &setup, router)
+        let storage = Arc::new(self.engine.clone());
+        let routers =
+            build_routers_with_ready(listeners.len(), &storage, &self.config, &self.ready, &self.live);
+        start_acceptors(&self.engine, listeners, &setup, routers)
             .map_err(|source| ServerError::System { context: "cannot register a listener", source })?;
         self.ready.store(true, Ordering::Release);
         Ok(())

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::config::CorsOrigins;
+use crate::http::EXPOSED;
 
 /// Complete HTTP/1.1 responses, each a problem document (protocol section 21) that ends its connection.
 ///
@@ -91,7 +92,7 @@ impl RawResponses {
         let origin = if self.any_origin {
             (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")
         } else {
-            (header::VARY, "origin")
+            (header::VARY, "Origin")
         };
         let mut response = Response::new(Body::from(DOCUMENT));
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
@@ -104,6 +105,7 @@ impl RawResponses {
         ] {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
+        response.headers_mut().insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED.clone());
         response
     }
 }
@@ -116,8 +118,9 @@ fn render(problem: &Problem, cors: &CorsOrigins) -> Bytes {
     );
     let origin = match cors {
         CorsOrigins::Any => "access-control-allow-origin: *\r\n",
-        CorsOrigins::List(_) => "vary: origin\r\n",
+        CorsOrigins::List(_) => "vary: Origin\r\n",
     };
+    let exposed = EXPOSED.to_str().expect("the list is made of header names");
     let length = body.len();
     Bytes::from(format!(
         "HTTP/1.1 {status}\r\n\
@@ -127,6 +130,7 @@ fn render(problem: &Problem, cors: &CorsOrigins) -> Bytes {
          connection: close\r\n\
          x-content-type-options: nosniff\r\n\
          cross-origin-resource-policy: cross-origin\r\n\
+         access-control-expose-headers: {exposed}\r\n\
          {origin}{extra_header}\r\n{body}"
     ))
 }
@@ -155,6 +159,6 @@ mod tests {
         let responses = RawResponses::new(&CorsOrigins::List(vec!["https://a.example".to_owned()]));
         let text = String::from_utf8_lossy(responses.too_many_connections());
         assert!(!text.contains("access-control-allow-origin"));
-        assert!(text.contains("vary: origin\r\n"));
+        assert!(text.contains("vary: Origin\r\n"));
     }
 }

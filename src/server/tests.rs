@@ -81,7 +81,8 @@ impl TestServer {
         let live = CancellationToken::new();
         let setup =
             Setup { config: Arc::new(config), tls: None, gate: Arc::clone(&gate), stop: Stop::default() };
-        start_acceptors(&cores, reservation.listen(2).unwrap(), &setup, || router(live.clone())).unwrap();
+        let routers = vec![router(live.clone()), router(live.clone())];
+        start_acceptors(&cores, reservation.listen(2).unwrap(), &setup, routers).unwrap();
         Self { address, stop: setup.stop, live, gate, cores }
     }
 
@@ -204,6 +205,7 @@ fn assert_is_problem(answer: &str, status: u16) {
         "x-content-type-options: nosniff",
         "cross-origin-resource-policy: cross-origin",
         "access-control-allow-origin: *",
+        "access-control-expose-headers: Stream-Next-Offset, ",
         "cache-control: no-store",
     ] {
         assert!(head.contains(line), "no {line:?} in {answer}");

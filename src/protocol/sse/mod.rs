@@ -121,7 +121,7 @@ fn write_text(out: &mut Vec<u8>, stored: &[Bytes]) {
 }
 
 fn write_base64(out: &mut Vec<u8>, stored: &[Bytes]) {
-    // A whole number of 3-byte groups, except for the last piece.
+    // Groups of 3 bytes may lie across pieces.
     let joined: Cow<'_, [u8]> = match stored {
         [piece] => Cow::Borrowed(piece),
         pieces => Cow::Owned(pieces.concat()),
