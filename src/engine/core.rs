@@ -78,7 +78,11 @@ pub(crate) fn handle_locally(shared: &Shared, request: Request) {
         let core = core.as_ref().expect("only core threads are asked to handle a request locally");
         (core.index, core.shard.clone())
     });
-    shard.borrow_mut().handle(request);
+    let handling = || shard.borrow_mut().handle(request);
+    if catch_unwind(AssertUnwindSafe(handling)).is_err() {
+        // As in a round. The request's own answer is gone with its sender, which the waiting task notices.
+        shard.borrow_mut().give_up();
+    }
     // What was staged goes down once the tasks that are ready now have had their turn.
     shared.mailboxes[index].wake();
 }
@@ -128,7 +132,7 @@ async fn rounds(shared: Arc<Shared>, index: usize, shard: Rc<RefCell<Shard>>, ma
         mailbox.rearm();
         let round = || {
             for item in mail.try_iter().take(MAIL_PER_ROUND) {
-                open(&mut shard.borrow_mut(), item);
+                open(index, &shard, item);
             }
             shard.borrow_mut().finish_round();
         };
@@ -145,14 +149,19 @@ async fn rounds(shared: Arc<Shared>, index: usize, shard: Rc<RefCell<Shard>>, ma
     }
 }
 
-fn open(shard: &mut Shard, mail: Mail) {
+fn open(index: usize, shard: &RefCell<Shard>, mail: Mail) {
     match mail {
-        Mail::Request(request) => shard.handle(request),
-        Mail::Fork(mail) => shard.handle_fork_mail(mail),
+        Mail::Request(request) => shard.borrow_mut().handle(request),
+        Mail::Fork(mail) => shard.borrow_mut().handle_fork_mail(mail),
         Mail::Parcels(parcels) => parcels.into_iter().for_each(super::request::Parcel::deliver),
-        Mail::Completion(completion) => shard.completed(completion),
-        Mail::Detach { stream, origin } => shard.detach(stream, origin),
-        Mail::Run(task) => task(),
-        Mail::Stop(done) => shard.stop(done),
+        Mail::Completion(completion) => shard.borrow_mut().completed(completion),
+        Mail::Detach { stream, origin } => shard.borrow_mut().detach(stream, origin),
+        // Not the shard's code, and without the shard in hand: it may well ask it something.
+        Mail::Run(task) => {
+            if catch_unwind(AssertUnwindSafe(task)).is_err() {
+                error!(core = index, "a task that was to be run on a core panicked");
+            }
+        }
+        Mail::Stop(done) => shard.borrow_mut().stop(done),
     }
 }

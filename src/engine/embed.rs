@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{AcidBackend, Config, StorageMode};
 use crate::engine::api::{
-    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page, ReadError,
-    ReadRequest, Storage, StorageFuture, StreamInfo, Subscription,
+    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page,
+    ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Subscription,
 };
 use crate::engine::clock::Clock;
 use crate::engine::core::{self, Shared};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::engine::api::{
-    AppendError, AppendRequest, Appended, CreateError, CreateRefusal, CreateRequest, Created, Health, LookupError,
-    Page, ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Unavailable,
+    AppendError, AppendRequest, Appended, CreateError, CreateRefusal, CreateRequest, Created, Health,
+    LookupError, Page, ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Unavailable,
 };
 use crate::engine::core::{self, Shared};
 use crate::engine::live::Subscription;
@@ -84,7 +84,9 @@ impl Engine {
         let mut resolved = None;
         for _ in 0..FORK_ATTEMPTS {
             let step = self
-                .ask(shard, |reply| Request::Create(Box::new(request.clone()), resolved.take().map(Box::new), reply))
+                .ask(shard, |reply| {
+                    Request::Create(Box::new(request.clone()), resolved.take().map(Box::new), reply)
+                })
                 .await?;
             let source = match (step, &request.fork) {
                 (CreateStep::Done(created), _) => return Ok(created),
@@ -107,7 +109,8 @@ impl Engine {
     }
 
     async fn subscribe_to(&self, name: StreamName, from: RequestedOffset) -> Result<Subscription, ReadError> {
-        let subscribed = self.ask(self.shard_of(&name), |reply| Request::Subscribe(name, from, reply)).await?;
+        let subscribed =
+            self.ask(self.shard_of(&name), |reply| Request::Subscribe(name, from, reply)).await?;
         let check_start = subscribed.check_start;
         let subscription = Subscription::new(self.clone(), subscribed);
         if check_start {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::engine::api::{LookupRefusal, ReadError, StreamInfo};
 use crate::engine::handle::Engine;
-use crate::engine::request::{Mail, Origin, Subscribed, Target};
+use crate::engine::request::{Attachment, Subscribed, Target};
 use crate::protocol::offset::RequestedOffset;
 use crate::stream::fork::StreamRef;
 
@@ -117,7 +117,9 @@ struct TopicState {
 /// What a topic has for a reader at some position.
 enum Next {
     Batch(Arc<LiveBatch>),
-    Closed { tail: u64 },
+    Closed {
+        tail: u64,
+    },
     Ended(Ended),
     /// The bytes are there, but no longer here.
     Behind,
@@ -200,7 +202,10 @@ impl TopicState {
         let up_to_date = end == self.tail;
         let closed = up_to_date && self.closed;
         let as_asked = |batch: &LiveBatch| {
-            batch.start == start && batch.end == end && batch.up_to_date == up_to_date && batch.closed == closed
+            batch.start == start
+                && batch.end == end
+                && batch.up_to_date == up_to_date
+                && batch.closed == closed
         };
         let mut known = self.joined.iter().chain(self.recent.get(first));
         if let Some(batch) = known.find(|batch| as_asked(batch)) {
@@ -235,8 +240,7 @@ impl TopicState {
 pub struct Subscription {
     pub(super) engine: Engine,
     info: StreamInfo,
-    pub(super) stream: StreamRef,
-    origin: Origin,
+    attachment: Attachment,
     topic: Arc<Topic>,
     position: u64,
     held: u64,
@@ -244,8 +248,13 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(engine: Engine, subscribed: Subscribed) -> Self {
-        let Subscribed { info, stream, position, check_start: _, topic, origin } = subscribed;
-        Self { engine, info, stream, origin, topic, position, held: 0 }
+        let Subscribed { info, position, check_start: _, topic, attachment } = subscribed;
+        Self { engine, info, attachment, topic, position, held: 0 }
+    }
+
+    /// The incarnation that is read.
+    pub(super) fn stream(&self) -> StreamRef {
+        self.attachment.stream
     }
 
     /// The stream when the subscription began.
@@ -301,8 +310,8 @@ impl Subscription {
 
     async fn catch_up(&mut self, bytes_max: usize) -> Result<LiveEvent, ReadError> {
         let from = RequestedOffset::At(self.position - self.held);
-        let page = match self.engine.page(self.stream.shard.into(), Target::Id(self.stream.id), from, bytes_max).await
-        {
+        let StreamRef { shard, id } = self.stream();
+        let page = match self.engine.page(shard.into(), Target::Id(id), from, bytes_max).await {
             Ok(page) => page,
             Err(ReadError::Refused(LookupRefusal::NotFound)) => return Ok(LiveEvent::Removed),
             Err(ReadError::Refused(LookupRefusal::Gone)) => return Ok(LiveEvent::SoftDeleted),
@@ -311,13 +320,5 @@ impl Subscription {
         let up_to_date = page.up_to_date();
         let closed = up_to_date && page.info.closed;
         Ok(self.take(LiveBatch::new(page.start, page.end, page.data, up_to_date, closed)))
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        // By mail even to the own core: this may be dropped while its shard is at work.
-        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin };
-        self.engine.post(self.stream.shard.into(), detach);
     }
 }

@@ -16,6 +16,7 @@ use crate::protocol::offset::RequestedOffset;
 use crate::storage::{ColdReader, StorageError};
 use crate::stream::command::ForkRequest;
 use crate::stream::create::ResolvedFork;
+use crate::stream::fork::StreamRef;
 
 /// Plans made anew because bytes were gone.
 const ATTEMPTS: usize = 4;
@@ -132,7 +133,12 @@ impl Engine {
         Ok(fork)
     }
 
-    async fn fork_point(&self, fork: &ResolvedFork, tail: u64, request: &ForkRequest) -> Result<u64, ReadError> {
+    async fn fork_point(
+        &self,
+        fork: &ResolvedFork,
+        tail: u64,
+        request: &ForkRequest,
+    ) -> Result<u64, ReadError> {
         let (shard, id) = (fork.source.shard.into(), fork.source.id);
         if !fork.content_type.is_json() {
             let point = fork.anchor.checked_add(request.sub_offset).filter(|&point| point <= tail);
@@ -145,7 +151,8 @@ impl Engine {
             self.page(shard, Target::Id(id), RequestedOffset::At(at), 1).await?;
         }
         while left > 0 {
-            let page = self.page(shard, Target::Id(id), RequestedOffset::At(at), WINDOW_BYTES as usize).await?;
+            let page =
+                self.page(shard, Target::Id(id), RequestedOffset::At(at), WINDOW_BYTES as usize).await?;
             let (bytes, messages) = json::skip_messages(&page.data.concat(), left);
             if messages == 0 {
                 return Err(ReadError::InvalidOffset);
@@ -184,7 +191,9 @@ impl Draft {
                 self.data.extend(data);
                 self.end = end;
             }
-            Place::Ancestor(_) => unreachable!("an ancestor's own bytes are in RAM or on disk: lineages are flat"),
+            Place::Ancestor(_) => {
+                unreachable!("an ancestor's own bytes are in RAM or on disk: lineages are flat")
+            }
         }
         Ok(())
     }
@@ -249,7 +258,10 @@ impl DiskRead {
                 return Ok(self.from + message as u64);
             }
             if to == self.to {
-                return Err(StorageError::Corrupt("a JSON stream's content does not end with a message".into()).into());
+                return Err(StorageError::Corrupt(
+                    "a JSON stream's content does not end with a message".into(),
+                )
+                .into());
             }
             window *= 2;
         }
@@ -259,6 +271,7 @@ impl DiskRead {
 impl Subscription {
     /// Makes sure that a client's offset lies between two messages where the shard could not see that at once.
     pub(super) async fn check_start(&self, from: RequestedOffset) -> Result<(), ReadError> {
-        self.engine.page(self.stream.shard.into(), Target::Id(self.stream.id), from, 1).await.map(drop)
+        let StreamRef { shard, id } = self.stream();
+        self.engine.page(shard.into(), Target::Id(id), from, 1).await.map(drop)
     }
 }

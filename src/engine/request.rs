@@ -7,9 +7,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::engine::api::{
-    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, LookupError, ReadError, StreamInfo,
-    Unavailable,
+    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, LookupError, ReadError,
+    StreamInfo, Unavailable,
 };
+use crate::engine::core::Shared;
 use crate::engine::live::{Topic, TopicNews};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
@@ -267,12 +268,28 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Subscribed {
     pub(crate) info: StreamInfo,
-    pub(crate) stream: StreamRef,
     pub(crate) position: u64,
     /// See [`Region::check_start`].
     pub(crate) check_start: bool,
     pub(crate) topic: Arc<Topic>,
+    pub(crate) attachment: Attachment,
+}
+
+/// A live reader's place with its stream. Dropping it gives the place up, wherever that happens: an answer that nobody
+/// waits for any more is dropped on its way, and a reader counted for ever would keep its stream alive for ever.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) stream: StreamRef,
     pub(crate) origin: Origin,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // By mail even to the own core: this may be dropped while its shard is at work.
+        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin };
+        self.shared.mailboxes[usize::from(self.stream.shard)].post(detach);
+    }
 }
 
 /// Between the shard of a fork and the shard of its source. The pin is durable before the fork is.

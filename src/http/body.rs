@@ -72,8 +72,7 @@ impl BudgetShare {
         if before + bytes <= self.budget.bytes_max {
             return Ok(());
         }
-        Err(Problem::new(Code::Unavailable, "too many request bodies are being received")
-            .closing_connection())
+        Err(Problem::new(Code::Unavailable, "too many request bodies are being received"))
     }
 }
 
@@ -89,13 +88,15 @@ pub(super) struct Upload {
     body: Body,
     declared: Option<u64>,
     is_finished: bool,
+    /// It is over a limit, or broken: the rest is not even worth dropping.
+    is_given_up: bool,
 }
 
 impl Upload {
     pub(super) fn new(headers: &HeaderMap, body: Body) -> Self {
         let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let is_finished = body.is_end_stream();
-        Self { body, declared, is_finished }
+        Self { body, declared, is_finished, is_given_up: false }
     }
 
     /// No byte is going to come.
@@ -108,6 +109,14 @@ impl Upload {
         if self.is_finished {
             return Ok(Bytes::new());
         }
+        // Until the contrary is known.
+        self.is_given_up = true;
+        let received = self.receive_within(limits).await?;
+        self.is_given_up = false;
+        Ok(received)
+    }
+
+    async fn receive_within(&mut self, limits: &BodyLimits) -> Result<Bytes, Problem> {
         if self.declared.unwrap_or(0).max(self.body.size_hint().lower()) > limits.bytes_max {
             return Err(too_large(limits));
         }
@@ -168,20 +177,21 @@ impl Upload {
         Ok(None)
     }
 
-    /// Leaves the connection in order after an answer that did not ask for the body. On HTTP/1 the next request
+    /// Leaves the connection in order after an answer that did not take the whole body. On HTTP/1 the next request
     /// stands behind the body: a small one is read and dropped, else the connection has to end with this answer, and
-    /// the client is told so instead of finding out.
+    /// the client is told so instead of finding out. On HTTP/2 only the stream ends early, but there are clients that
+    /// miss an answer which comes while they send.
     pub(super) async fn settle(&mut self, call: &Call<'_>, headers: &mut HeaderMap) {
-        if self.is_finished || call.version >= Version::HTTP_2 || headers.contains_key(CONNECTION) {
+        if self.is_finished {
             return;
         }
         let is_small = self.declared.is_none_or(|bytes| bytes <= DISCARDED_BYTES_MAX as u64);
         // Reading the body would ask a waiting client to send it.
         let is_awaited = call.headers.contains_key(EXPECT);
-        if is_small && !is_awaited {
+        if is_small && !is_awaited && !self.is_given_up {
             let _ = tokio::time::timeout(DISCARD_TIMEOUT, self.discard()).await;
         }
-        if !self.is_finished {
+        if !self.is_finished && call.version < Version::HTTP_2 {
             headers.insert(CONNECTION, CLOSE.clone());
         }
     }
@@ -205,15 +215,15 @@ impl Upload {
 
 fn too_large(limits: &BodyLimits) -> Problem {
     let detail = format!("the body is longer than {} bytes", limits.bytes_max);
-    Problem::new(Code::PayloadTooLarge, detail).closing_connection()
+    Problem::new(Code::PayloadTooLarge, detail)
 }
 
 fn stalled() -> Problem {
-    Problem::new(Code::RequestTimeout, "the request body stopped coming").closing_connection()
+    Problem::new(Code::RequestTimeout, "the request body stopped coming")
 }
 
 fn cut_off() -> Problem {
-    Problem::bad_request("the request body was cut off or is malformed").closing_connection()
+    Problem::bad_request("the request body was cut off or is malformed")
 }
 
 /// A received body in the forms that the store may ask for; `as_json` if its stream may be one of JSON.
@@ -311,6 +321,7 @@ mod tests {
         assert!(!settled(Version::HTTP_11, false, chunked(&["ab", "cd"])).await);
         assert!(!settled(Version::HTTP_11, true, Body::empty()).await);
         assert!(settled(Version::HTTP_11, true, chunked(&["ab"])).await);
+        assert!(!settled(Version::HTTP_2, true, chunked(&["ab"])).await);
         let large =
             || Body::from_stream(stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"0123456789"))));
         assert!(settled(Version::HTTP_11, false, large()).await);

@@ -41,12 +41,8 @@ async fn catch_up(
 
     let page = app.storage.read(ReadRequest { name, from, max_bytes: app.page_bytes }).await?;
     let up_to_date = page.up_to_date();
-    let facts = PageFacts {
-        start: page.start,
-        end: page.end,
-        up_to_date,
-        closed: up_to_date && page.info.closed,
-    };
+    let facts =
+        PageFacts { start: page.start, end: page.end, up_to_date, closed: up_to_date && page.info.closed };
     let etag = facts.etag(page.info.incarnation);
 
     if is_conditional && none_match_hits(call.headers, &etag) {

@@ -45,12 +45,8 @@ pub(super) async fn answer(
 }
 
 fn page(call: &Call<'_>, info: &StreamInfo, from: RequestedOffset, batch: &LiveBatch) -> Response {
-    let facts = PageFacts {
-        start: batch.start,
-        end: batch.end,
-        up_to_date: batch.up_to_date,
-        closed: batch.closed,
-    };
+    let facts =
+        PageFacts { start: batch.start, end: batch.end, up_to_date: batch.up_to_date, closed: batch.closed };
     let mut response = response::with_room(StatusCode::OK);
     let headers = response.headers_mut();
     headers.put_content_type(&info.content_type);

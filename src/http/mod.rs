@@ -1,6 +1,6 @@
 //! The HTTP surface: the only layer that knows status codes and header names.
 //!
-//! Everything enters through one service, in [`router`](self::router): it takes the path apart, hands the request to
+//! Everything enters through one service, in `router`: it takes the path apart, hands the request to
 //! the file of its method and puts the headers of every response on the way out. There are no routes and no
 //! middleware inside: a request costs one look at its path and one at its method.
 //!
@@ -20,6 +20,8 @@ mod body;
 mod cache;
 mod cors;
 mod delete;
+#[cfg(test)]
+mod fake_store;
 mod get;
 mod head;
 mod headers;
@@ -33,6 +35,8 @@ mod request;
 mod response;
 mod router;
 mod sse;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use cors::EXPOSED;
 pub(crate) use router::build_routers_with_ready;

@@ -9,6 +9,7 @@ use tracing::Level;
 use crate::http::problem::Problem;
 use crate::http::request::Call;
 use crate::http::router::App;
+use crate::protocol::name::StreamName;
 use crate::protocol::query::{self, LiveMode};
 
 /// Watches over one request. If nobody listens it does nothing, and takes no time.
@@ -29,10 +30,9 @@ impl Observation {
             return;
         }
         // At the default level only failures come here, without a duration: taking the time costs every request.
-        let duration_ns =
-            self.started.map(|at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let duration_ns = self.started.map(|at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX));
         let name = app.stream_of(call.path);
-        let name = name.as_ref().map(|name| name.as_str());
+        let name = name.as_ref().map(StreamName::as_str);
         let operation = name.and(operation(call));
         let error = problem.map(|problem| problem.code().as_str());
         // Event macros build a static for each level, so the level cannot be a variable.

@@ -163,7 +163,10 @@ mod tests {
         assert_eq!(frames[0].as_ptr(), large.as_ptr(), "the piece was copied");
 
         let frames = self::frames(page_body(vec![Bytes::from("1,".repeat(JOINED_BYTES_MAX))], true)).await;
-        assert_eq!(frames.concat(), format!("[{}]", "1,".repeat(JOINED_BYTES_MAX).trim_end_matches(',')).as_bytes());
+        assert_eq!(
+            frames.concat(),
+            format!("[{}]", "1,".repeat(JOINED_BYTES_MAX).trim_end_matches(',')).as_bytes()
+        );
         assert_eq!(frames.len(), 3);
     }
 }

@@ -29,8 +29,8 @@ pub(super) async fn post(
     let has_body = !raw.is_empty();
     let has_producer = producer.is_some();
     let (content_type, body) = if has_body {
-        let content_type = content_type
-            .ok_or_else(|| Problem::bad_request("a body needs the header Content-Type"))?;
+        let content_type =
+            content_type.ok_or_else(|| Problem::bad_request("a body needs the header Content-Type"))?;
         let body = in_all_forms(raw, content_type.is_json(), app.json_depth_max).await?;
         (Some(content_type), body)
     } else if close {

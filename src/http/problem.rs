@@ -16,10 +16,8 @@
 use std::borrow::Cow;
 
 use axum::body::Body;
-use axum::http::header::{
-    ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER,
-};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use axum::http::header::{ACCEPT_ENCODING, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 
@@ -28,7 +26,7 @@ use crate::engine::api::{
     Unavailable,
 };
 use crate::http::headers::{
-    CLOSE, NO_STORE, PRODUCER_EPOCH, PRODUCER_EXPECTED_SEQ, PRODUCER_RECEIVED_SEQ, STREAM_CLOSED,
+    NO_STORE, PRODUCER_EPOCH, PRODUCER_EXPECTED_SEQ, PRODUCER_RECEIVED_SEQ, STREAM_CLOSED,
     STREAM_NEXT_OFFSET, TRUE,
 };
 use crate::http::request::Call;
@@ -136,22 +134,13 @@ pub(super) struct Problem {
     /// A fault inside the server: `detail` is for the log alone.
     is_fault: bool,
     extra: Extra,
-    /// The request's body was not read to its end, so that the connection cannot carry another request.
-    closes_connection: bool,
     /// Rendered in the format of the control API (`protocol.md` §19.8).
     is_control: bool,
 }
 
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-            is_fault: false,
-            extra: Extra::None,
-            closes_connection: false,
-            is_control: false,
-        }
+        Self { code, detail: detail.into(), is_fault: false, extra: Extra::None, is_control: false }
     }
 
     pub(super) fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -173,11 +162,6 @@ impl Problem {
         Self { is_control: true, ..Self::new(Code::NotFound, "there is no such control route") }
     }
 
-    /// The same problem, telling the client that the connection ends with it.
-    pub(super) fn closing_connection(self) -> Self {
-        Self { closes_connection: true, ..self }
-    }
-
     pub(super) fn code(&self) -> Code {
         self.code
     }
@@ -196,9 +180,6 @@ impl Problem {
         let content_type = if self.is_control { "application/json" } else { "application/problem+json" };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         self.write_extra(headers);
-        if self.closes_connection && call.version < Version::HTTP_2 {
-            headers.insert(CONNECTION, CLOSE.clone());
-        }
         if call.method == Method::HEAD {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         } else {
@@ -405,5 +386,100 @@ impl From<Unavailable> for Problem {
             }
             Unavailable::ReadFailed => Self::fault(Code::Internal, cause.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn answer(problem: &Problem, method: Method) -> (Response, Value) {
+        let uri = "/v1/stream/a%20b?offset=x";
+        let parts = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0;
+        let (parts, body) = problem.to_response(&Call::of(&parts)).into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let document = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        (Response::from_parts(parts, Body::empty()), document)
+    }
+
+    async fn get(problem: &Problem) -> (Response, Value) {
+        answer(problem, Method::GET).await
+    }
+
+    #[tokio::test]
+    async fn every_code_makes_a_whole_document() {
+        for (i, code) in Code::ALL.iter().enumerate() {
+            let row = code.row();
+            assert!(
+                Code::ALL[i + 1..].iter().all(|other| other.as_str() != row.code),
+                "{code:?} is not alone"
+            );
+            let kind = row.kind.strip_prefix("/errors/").unwrap();
+            assert_eq!(kind.to_uppercase().replace('-', "_"), row.code.trim_end_matches("_ERROR"));
+            let (response, document) = get(&Problem::new(*code, "why \"it\"")).await;
+            assert_eq!(response.status().as_u16(), row.status);
+            assert!(response.status().is_client_error() || response.status().is_server_error());
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
+            let expected = json!({
+                "type": row.kind, "title": row.title, "status": row.status, "code": row.code,
+                "detail": "why \"it\"", "instance": "/v1/stream/a%20b",
+            });
+            assert_eq!(document, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fault_keeps_its_cause_to_itself() {
+        for cause in [Unavailable::CommitFailed, Unavailable::Recovering, Unavailable::ReadFailed] {
+            let (response, document) = get(&cause.into()).await;
+            assert!(response.status().is_server_error());
+            assert_eq!(document.get("detail"), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn control_routes_have_an_error_member_beside() {
+        let (response, document) = get(&Problem::no_control_route()).await;
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/json");
+        assert_eq!(document["code"], document["error"]["code"]);
+        assert_eq!(document["detail"], document["error"]["message"]);
+    }
+
+    #[tokio::test]
+    async fn to_head_a_problem_has_its_headers_alone() {
+        let (response, document) = answer(&LookupRefusal::Gone.into(), Method::HEAD).await;
+        assert_eq!((response.status(), document), (StatusCode::GONE, Value::Null));
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert!(response.headers()[CONTENT_LENGTH].to_str().unwrap().parse::<u64>().unwrap() > 0);
+    }
+
+    #[tokio::test]
+    async fn clients_find_what_they_act_on_in_headers() {
+        let header = async |problem: Problem, name: &str| {
+            let (response, _) = get(&problem).await;
+            response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        for (problem, name, value) in [
+            (AppendRefusal::Closed { tail: 42 }.into(), "stream-closed", "true"),
+            (
+                AppendRefusal::Closed { tail: 42 }.into(),
+                "stream-next-offset",
+                "0000000000000000_0000000000000042",
+            ),
+            (AppendRefusal::StaleEpoch { current: 7 }.into(), "producer-epoch", "7"),
+            (AppendRefusal::SequenceGap { expected: 3, received: 9 }.into(), "producer-expected-seq", "3"),
+            (AppendRefusal::SequenceGap { expected: 3, received: 9 }.into(), "producer-received-seq", "9"),
+            (Problem::method_not_allowed("GET, HEAD"), "allow", "GET, HEAD"),
+            (Problem::new(Code::UnsupportedEncoding, ""), "accept-encoding", "identity"),
+            (Unavailable::Overloaded.into(), "retry-after", "1"),
+        ] {
+            assert_eq!(header(problem, name).await.as_deref(), Some(value), "{name}");
+        }
+        assert_eq!(header(AppendRefusal::StreamSeqConflict.into(), "producer-expected-seq").await, None);
     }
 }

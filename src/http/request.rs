@@ -131,7 +131,10 @@ impl<'a> Call<'a> {
 
     /// `Stream-Closed: true` on any line, in any letter case. Every other value means no.
     pub(super) fn closes(&self) -> bool {
-        self.headers.get_all(&STREAM_CLOSED).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
+        self.headers
+            .get_all(&STREAM_CLOSED)
+            .iter()
+            .any(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
     }
 
     /// `Stream-TTL` or `Stream-Expires-At`.
@@ -153,8 +156,7 @@ impl<'a> Call<'a> {
 
     /// The producer headers: all three or none.
     pub(super) fn producer(&self) -> Result<Option<ProducerTag>, Problem> {
-        let headers =
-            (self.header(&PRODUCER_ID), self.header(&PRODUCER_EPOCH), self.header(&PRODUCER_SEQ));
+        let headers = (self.header(&PRODUCER_ID), self.header(&PRODUCER_EPOCH), self.header(&PRODUCER_SEQ));
         match headers {
             (None, None, None) => Ok(None),
             (Some(id), Some(epoch), Some(seq)) => Ok(Some(ProducerTag {
@@ -211,9 +213,10 @@ fn fork_anchor(value: &[u8]) -> Result<u64, Problem> {
     match requested {
         Some(RequestedOffset::At(position)) => Ok(position),
         Some(RequestedOffset::Start) => Ok(0),
-        Some(RequestedOffset::Now) | None => {
-            Err(Problem::new(Code::InvalidOffset, "Stream-Fork-Offset is neither an offset of a stream nor -1"))
-        }
+        Some(RequestedOffset::Now) | None => Err(Problem::new(
+            Code::InvalidOffset,
+            "Stream-Fork-Offset is neither an offset of a stream nor -1",
+        )),
     }
 }
 
@@ -333,9 +336,8 @@ mod tests {
 
     #[test]
     fn fork_headers_are_told_apart_by_what_is_wrong_with_them() {
-        let fork = |headers: &[(&str, &str)]| {
-            Call::of(&parts("/v1/stream/b", headers)).fork("/v1/stream", &LIMITS)
-        };
+        let fork =
+            |headers: &[(&str, &str)]| Call::of(&parts("/v1/stream/b", headers)).fork("/v1/stream", &LIMITS);
         let from = |path| ("stream-forked-from", path);
         let source = from("/v1/stream/a%2Fx");
         let at = |offset| ("stream-fork-offset", offset);

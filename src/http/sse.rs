@@ -28,9 +28,7 @@ use crate::http::router::App;
 use crate::protocol::cursor;
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
-use crate::protocol::sse::{
-    Control, HEARTBEAT, SseEncoding, complete_text_len, write_control, write_data,
-};
+use crate::protocol::sse::{Control, HEARTBEAT, SseEncoding, complete_text_len, write_control, write_data};
 
 /// Stored bytes in one data event, unless a JSON message is longer.
 const BATCH_BYTES_MAX: usize = 128 * 1024;
@@ -120,12 +118,7 @@ enum Woken {
 }
 
 impl Feed {
-    fn new(
-        app: &App,
-        subscription: Subscription,
-        encoding: SseEncoding,
-        client_cursor: Option<u64>,
-    ) -> Self {
+    fn new(app: &App, subscription: Subscription, encoding: SseEncoding, client_cursor: Option<u64>) -> Self {
         Self {
             subscription,
             encoding,

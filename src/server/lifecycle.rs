@@ -78,12 +78,11 @@ impl Server {
     ///
     /// [`ServerError`], in one line for a person; nothing is left running then.
     pub fn start(config: Config) -> Result<Self, ServerError> {
-        if !config.transport.http1
-            && !if config.tls.is_some() { config.transport.http2 } else { config.transport.h2c }
-        {
+        let speaks_http2 = if config.tls.is_some() { config.transport.http2 } else { config.transport.h2c };
+        if !config.transport.http1 && !speaks_http2 {
             return Err(ServerError::NoTransport);
         }
-        open_files::raise_limit(config.limits.max_connections);
+        let max_connections = open_files::make_room(config.limits.max_connections);
         let tls = config.tls.as_ref().map(|tls| tls::acceptor(tls, &config.transport)).transpose()?;
         let reservation = Reservation::new(config.server.bind_address)?;
         let address = reservation.address();
@@ -91,7 +90,7 @@ impl Server {
         let engine = Engine::open(&config)?;
         tracing::info!(mode = ?config.storage.mode, shards = engine.shard_count(), "storage opened");
 
-        let gate = Gate::new(config.limits.max_connections, engine.shard_count());
+        let gate = Gate::new(max_connections, engine.shard_count());
         let server = Self {
             address,
             engine,
@@ -226,7 +225,8 @@ pub fn run(config: Config) -> Result<(), ServerError> {
 /// Waits for `future` on a thread of its own, so that it works wherever the caller is: blocking on a runtime's own
 /// thread would panic.
 fn block_on(future: impl Future<Output = ()> + Send) {
-    let wait = || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Without drivers, which would need descriptors and might not get them.
+    let wait = || match tokio::runtime::Builder::new_current_thread().build() {
         Ok(runtime) => runtime.block_on(future),
         Err(error) => tracing::error!(%error, "storage cannot be closed in order"),
     };

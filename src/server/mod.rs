@@ -1,6 +1,6 @@
 //! The server around the router: listeners, TLS, connections, start-up and drain.
 //!
-//! * [`lifecycle`]: [`Server`] and [`run`]: the order in which everything starts and stops.
+//! * `lifecycle`: [`Server`] and [`run`]: the order in which everything starts and stops.
 //! * `listener`: one listening socket per core on one address.
 //! * `acceptor`: the accept loop of a core; connections above the limit.
 //! * `connection`: TLS, choice of the HTTP version, hyper's settings.

@@ -1,27 +1,44 @@
-//! The limit on open files, which bounds connections before `limits.max_connections` does on most systems' defaults.
+//! The limit on open files, which on many systems' defaults bounds connections before `limits.max_connections` does.
 
-/// Descriptors that are needed besides those of connections: listeners, epoll, storage.
+/// Raises the soft limit to the hard one, and returns how many of `max_connections` fit below it. The rest is for
+/// listeners, runtimes and storage: out of descriptors, those would fail where a connection only has to wait.
 #[cfg(unix)]
-const RESERVED: u64 = 128;
-
-/// Raises the soft limit to the hard one, and warns if `max_connections` still does not fit.
-#[cfg(unix)]
-pub(super) fn raise_limit(max_connections: usize) {
+pub(super) fn make_room(max_connections: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // Some systems cap a process below the hard limit that they report; then the soft one stays as it was.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
-    let limit = if raised { maximum } else { current };
-    if limit.is_some_and(|limit| limit < (max_connections as u64).saturating_add(RESERVED)) {
-        tracing::warn!(
-            open_files = limit,
-            max_connections,
-            "the limit on open files (ulimit -n) is too low for limits.max_connections"
-        );
+    let Some(open_files) = (if raised { maximum } else { current }) else { return max_connections };
+    let room = for_connections(open_files);
+    if room < max_connections {
+        tracing::warn!(open_files, connections = room, "limits.max_connections is lowered to fit ulimit -n");
     }
+    room.min(max_connections)
 }
 
 /// There is no such limit.
 #[cfg(not(unix))]
-pub(super) fn raise_limit(_max_connections: usize) {}
+pub(super) fn make_room(max_connections: usize) -> usize {
+    max_connections
+}
+
+#[cfg(unix)]
+fn for_connections(open_files: u64) -> usize {
+    /// Enough for a few shards; with many of them the eighth counts.
+    const RESERVED_MIN: u64 = 128;
+    let reserved = (open_files / 8).max(RESERVED_MIN).min(open_files / 2);
+    usize::try_from(open_files - reserved).unwrap_or(usize::MAX)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_left_for_everything_that_is_not_a_connection() {
+        assert_eq!(for_connections(100), 50);
+        assert_eq!(for_connections(1024), 896);
+        assert_eq!(for_connections(80_000), 70_000);
+    }
+}

@@ -109,7 +109,8 @@ pub(crate) fn decode_all(frames: Bytes) -> Result<Vec<(u64, Event)>, StorageErro
     let mut all = Take::new(frames, "journal group");
     let mut events = Vec::new();
     while !all.is_empty() {
-        let length = u32::from_le_bytes(all.slice(4)?.as_ref().try_into().expect("four bytes were asked for"));
+        let length =
+            u32::from_le_bytes(all.slice(4)?.as_ref().try_into().expect("four bytes were asked for"));
         events.push(decode(all.slice(length as usize)?)?);
     }
     Ok(events)
@@ -145,7 +146,7 @@ fn decode_creation(frame: &mut Take) -> Result<Creation, StorageError> {
         return Err(frame.corrupt("unknown flags"));
     }
     let fork = if flags & FLAG_FORK != 0 { Some(Box::new(frame.fork()?)) } else { None };
-    let payload = frame.rest();
+    let payload = frame.rest().into();
     Ok(Creation { name, content_type, lifetime, fork, closed: flags & FLAG_CLOSED != 0, payload, at_ms })
 }
 
@@ -157,6 +158,6 @@ fn decode_append(frame: &mut Take) -> Result<Append, StorageError> {
     }
     let producer = if flags & FLAG_PRODUCER != 0 { Some(frame.producer()?) } else { None };
     let stream_seq = if flags & FLAG_STREAM_SEQ != 0 { Some(frame.string()?) } else { None };
-    let payload = frame.rest();
+    let payload = frame.rest().into();
     Ok(Append { payload, producer, stream_seq, close: flags & FLAG_CLOSED != 0, at_ms })
 }

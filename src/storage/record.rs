@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::protocol::name::StreamName;
 use crate::storage::StorageError;
 use crate::storage::codec::{Put, Take};
-use crate::stream::event::{Creation, Event};
+use crate::stream::event::{Creation, Event, Payload};
 use crate::stream::state::{Closure, StreamState};
 
 const VERSION: u8 = 1;
@@ -114,7 +114,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
         lifetime,
         fork,
         closed: false,
-        payload: Bytes::new(),
+        payload: Payload::default(),
         at_ms,
     };
     let mut state = StreamState::created(&creation);

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::protocol::json;
+use crate::stream::event::Payload;
 
 /// Size at which the growing block is frozen.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -65,14 +66,18 @@ impl RecentTail {
     }
 
     /// Adds one append's payload.
-    pub(crate) fn push(&mut self, payload: &Bytes) {
+    pub(crate) fn push(&mut self, payload: &Payload) {
         if payload.is_empty() {
             return;
         }
         if payload.len() >= LARGE_BYTES {
             self.seal();
-            let marks = if self.json { marks(payload) } else { Vec::new() };
-            self.sealed.push_back(Block { start: self.open_start, bytes: payload.clone(), marks });
+            let marks = match payload.marks() {
+                _ if !self.json => Vec::new(),
+                Some(marks) => marks.to_vec(),
+                None => marks(payload),
+            };
+            self.sealed.push_back(Block { start: self.open_start, bytes: Bytes::clone(payload), marks });
             self.open_start += payload.len() as u64;
             return;
         }
@@ -188,14 +193,15 @@ impl RecentTail {
     }
 }
 
-/// Marks within a large payload, found by walking its messages.
+/// Marks within a large payload, found by walking its messages. For what comes back from the journal; a request's body
+/// was walked when it was checked, away from the core if it was large.
 fn marks(stored: &[u8]) -> Vec<u32> {
     let mut marks = Vec::new();
     let mut at = 0;
     let mut last = 0;
     while let Some(len) = json::first_message_len(&stored[at..]) {
         at += len;
-        if at >= last + BLOCK_BYTES / 4 {
+        if at >= last + json::MARK_STEP && at < stored.len() {
             marks.push(at as u32);
             last = at;
         }

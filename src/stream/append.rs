@@ -1,9 +1,7 @@
 //! The decision on an append, in the order of `protocol.md` §4.
 
-use bytes::Bytes;
-
 use crate::stream::command::{AppendRequest, Appended, Body};
-use crate::stream::event::Append;
+use crate::stream::event::{Append, Payload};
 use crate::stream::producer::{ProducerTag, ProducerVerdict};
 use crate::stream::refusal::AppendRefusal;
 use crate::stream::state::{Closure, StreamState};
@@ -30,7 +28,12 @@ pub enum AppendDecision {
 
 impl StreamState {
     /// Decides on an append to this stream. Changes nothing.
-    pub fn decide_append(&self, request: &AppendRequest, now_ms: i64, limits: &StreamLimits) -> AppendDecision {
+    pub fn decide_append(
+        &self,
+        request: &AppendRequest,
+        now_ms: i64,
+        limits: &StreamLimits,
+    ) -> AppendDecision {
         match self.judge_append(request, now_ms, limits) {
             Ok(decision) => decision,
             Err(refusal) => AppendDecision::Refuse(refusal),
@@ -68,7 +71,7 @@ impl StreamState {
                 ProducerVerdict::Refused(refusal) => return Err(refusal),
             }
         }
-        let payload = if has_body { self.payload(&request.body)? } else { Bytes::new() };
+        let payload = if has_body { self.payload(&request.body)? } else { Payload::default() };
         if let (Some(new), Some(last)) = (&request.stream_seq, &self.stream_seq)
             && new.as_ref() <= last.as_ref()
         {
@@ -105,13 +108,13 @@ impl StreamState {
         })
     }
 
-    fn payload(&self, body: &Body) -> Result<Bytes, AppendRefusal> {
+    fn payload(&self, body: &Body) -> Result<Payload, AppendRefusal> {
         if !self.content_type.is_json() {
-            return Ok(body.raw.clone());
+            return Ok(body.raw.clone().into());
         }
         match body.json.as_ref().expect("the body of a JSON request is parsed before it gets here") {
             Ok(json) if json.messages == 0 => Err(AppendRefusal::EmptyArray),
-            Ok(json) => Ok(json.stored.clone()),
+            Ok(json) => Ok(json.into()),
             Err(error) => Err(AppendRefusal::InvalidJson(error.clone())),
         }
     }

@@ -1,13 +1,11 @@
 //! The decisions on a creation: what a new stream is, and whether an existing one is what was asked for.
 //! `protocol.md` §7 and §18.2.
 
-use bytes::Bytes;
-
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::Lifetime;
 use crate::stream::append::StreamLimits;
 use crate::stream::command::{Body, CreateRequest, Created};
-use crate::stream::event::Creation;
+use crate::stream::event::{Creation, Payload};
 use crate::stream::fork::{ForkOrigin, StreamRef, lineage};
 use crate::stream::refusal::CreateRefusal;
 use crate::stream::state::StreamState;
@@ -96,8 +94,7 @@ pub fn decide_create(
     {
         return Err(CreateRefusal::StreamTooLarge { limit });
     }
-    let lifetime =
-        request.lifetime.clone().or_else(|| resolved.and_then(|source| source.lifetime.clone()));
+    let lifetime = request.lifetime.clone().or_else(|| resolved.and_then(|source| source.lifetime.clone()));
     let fork = request.fork.as_ref().zip(resolved).map(|(asked, source)| {
         Box::new(ForkOrigin {
             source: asked.source.clone(),
@@ -122,12 +119,12 @@ pub fn decide_create(
 }
 
 /// Stored form of a creation's body. Unlike an append, an empty JSON array is fine: it makes an empty stream.
-fn payload(body: &Body, content_type: &ContentType) -> Result<Bytes, CreateRefusal> {
+fn payload(body: &Body, content_type: &ContentType) -> Result<Payload, CreateRefusal> {
     if body.raw.is_empty() || !content_type.is_json() {
-        return Ok(body.raw.clone());
+        return Ok(body.raw.clone().into());
     }
     match body.json.as_ref().expect("the body of a JSON request is parsed before it gets here") {
-        Ok(json) => Ok(json.stored.clone()),
+        Ok(json) => Ok(json.into()),
         Err(error) => Err(CreateRefusal::InvalidJson(error.clone())),
     }
 }

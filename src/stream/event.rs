@@ -1,12 +1,62 @@
 //! What happened to a stream. Storage keeps events as frames; recovery replays them through [`super::state`].
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::protocol::content_type::ContentType;
+use crate::protocol::json::JsonBody;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::stream::fork::{ForkOrigin, StreamRef};
 use crate::stream::producer::ProducerTag;
+
+/// Content in stored form, and where some of its JSON messages begin, if that is known. Only the bytes are stored.
+#[derive(Clone, Debug, Default)]
+pub struct Payload {
+    bytes: Bytes,
+    marks: Option<Arc<[u32]>>,
+}
+
+impl Payload {
+    /// Starts of some messages within the bytes, as in [`JsonBody::marks`]; `None` = nobody has looked.
+    pub fn marks(&self) -> Option<&[u32]> {
+        self.marks.as_deref()
+    }
+
+    /// The same in memory of its own, so that a larger buffer is not kept for it.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), marks: self.marks.clone() }
+    }
+}
+
+impl Deref for Payload {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, marks: None }
+    }
+}
+
+impl From<&JsonBody> for Payload {
+    fn from(json: &JsonBody) -> Self {
+        Self { bytes: json.stored.clone(), marks: Some(json.marks.as_slice().into()) }
+    }
+}
 
 /// One mutation of one stream: the unit that is stored, whole or not at all.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +99,8 @@ pub struct Creation {
     pub fork: Option<Box<ForkOrigin>>,
     /// Created closed.
     pub closed: bool,
-    /// First content, in stored form.
-    pub payload: Bytes,
+    /// First content.
+    pub payload: Payload,
     /// Wall clock, milliseconds since 1970.
     pub at_ms: i64,
 }
@@ -58,8 +108,8 @@ pub struct Creation {
 /// See [`Event::Appended`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Append {
-    /// Content in stored form; may be empty.
-    pub payload: Bytes,
+    /// Content; may be empty.
+    pub payload: Payload,
     /// Idempotent producer.
     pub producer: Option<ProducerTag>,
     /// `Stream-Seq`.

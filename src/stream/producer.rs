@@ -54,9 +54,7 @@ impl Producers {
         let Some(known) = self.get(&tag.id) else {
             return match tag.seq {
                 0 => ProducerVerdict::Next,
-                received => {
-                    ProducerVerdict::Refused(AppendRefusal::SequenceGap { expected: 0, received })
-                }
+                received => ProducerVerdict::Refused(AppendRefusal::SequenceGap { expected: 0, received }),
             };
         };
         if tag.epoch < known.epoch {
@@ -70,9 +68,7 @@ impl Producers {
         }
         let expected = known.seq + 1;
         match tag.seq.cmp(&expected) {
-            std::cmp::Ordering::Less => {
-                ProducerVerdict::Duplicate { epoch: known.epoch, seq: known.seq }
-            }
+            std::cmp::Ordering::Less => ProducerVerdict::Duplicate { epoch: known.epoch, seq: known.seq },
             std::cmp::Ordering::Equal => ProducerVerdict::Next,
             std::cmp::Ordering::Greater => {
                 ProducerVerdict::Refused(AppendRefusal::SequenceGap { expected, received: tag.seq })
@@ -139,10 +135,7 @@ mod tests {
             ProducerVerdict::Refused(AppendRefusal::StaleEpoch { current: 3 })
         );
         assert_eq!(producers.judge(&tag(4, 0)), ProducerVerdict::Next);
-        assert_eq!(
-            producers.judge(&tag(4, 1)),
-            ProducerVerdict::Refused(AppendRefusal::NewEpochNotAtZero)
-        );
+        assert_eq!(producers.judge(&tag(4, 1)), ProducerVerdict::Refused(AppendRefusal::NewEpochNotAtZero));
         assert_eq!(producers.judge(&tag(3, 0)), ProducerVerdict::Duplicate { epoch: 3, seq: 1 });
         assert_eq!(producers.judge(&tag(3, 1)), ProducerVerdict::Duplicate { epoch: 3, seq: 1 });
         assert_eq!(producers.judge(&tag(3, 2)), ProducerVerdict::Next);

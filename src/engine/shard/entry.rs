@@ -1,12 +1,10 @@
 //! One stream of a shard.
 
-use bytes::Bytes;
-
 use crate::engine::api::StreamInfo;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::storage::tail::RecentTail;
-use crate::stream::event::Creation;
+use crate::stream::event::{Creation, Payload};
 use crate::stream::fork::StreamRef;
 use crate::stream::state::StreamState;
 
@@ -80,7 +78,7 @@ impl Entry {
     }
 
     /// Adds an append's payload to the recent bytes.
-    pub(super) fn push(&mut self, payload: &Bytes) {
+    pub(super) fn push(&mut self, payload: &Payload) {
         self.recent.push(payload);
     }
 

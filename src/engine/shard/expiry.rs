@@ -1,7 +1,8 @@
 //! Ends streams whose time has come: on access, and by itself.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::BuildHasher;
 
 use crate::engine::shard::{Phase, Shard};
 use crate::protocol::lifetime::Lifetime;
@@ -10,9 +11,11 @@ use crate::stream::expiry::renewal_lag_ms;
 
 /// Streams ended in one round at most, so that a wave of expiries does not hold up requests.
 const ENDS_PER_ROUND: usize = 256;
+/// Entries of the wheel beyond two for each stream that are let be.
+const STALE_MAX: usize = 1024;
 
 /// When to look at which stream again: one entry per stream with a lifetime. Renewals do not touch it; a stream whose
-/// entry comes up too early is put back.
+/// entry comes up too early is put back. A stream that ends early leaves its entry behind.
 #[derive(Debug, Default)]
 pub(super) struct Wheel(BinaryHeap<Reverse<(i64, u64)>>);
 
@@ -33,6 +36,13 @@ impl Wheel {
         self.0.peek().map(|Reverse((at_ms, _))| *at_ms)
     }
 
+    /// Forgets the streams that are gone, if they are many: their deadlines may be years away.
+    fn tidy<V, S: BuildHasher>(&mut self, streams: &HashMap<u64, V, S>) {
+        if self.0.len() > 2 * streams.len() + STALE_MAX {
+            self.0.retain(|Reverse((_, id))| streams.contains_key(id));
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -43,6 +53,7 @@ impl Shard {
     pub(super) fn track_lifetime(&mut self, id: u64) {
         if let Some(deadline_ms) = self.entry(id).and_then(|entry| entry.state.deadline_ms(false)) {
             self.wheel.push(deadline_ms, id);
+            self.wheel.tidy(&self.streams);
         }
     }
 

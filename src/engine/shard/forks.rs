@@ -5,7 +5,10 @@
 //! the child exists.
 
 use crate::engine::api::{CreateError, CreateRefusal, Unavailable};
-use crate::engine::request::{CreateStep, ForkMail, ForkSource, NotPinned, PendingFork, Reply, Request, SourceAnswer};
+use crate::engine::request::{
+    CreateStep, ForkMail, ForkSource, NotPinned, PendingFork, Reply, Request, SourceAnswer,
+};
+use crate::engine::shard::entry::Entry;
 use crate::engine::shard::mutate::Standing;
 use crate::engine::shard::{Phase, Shard};
 use crate::protocol::name::StreamName;
@@ -154,7 +157,13 @@ impl Shard {
     }
 
     fn check_pin(&mut self, source: StreamRef, child: StreamRef) {
-        let exists = self.streams.contains_key(&child.id)
+        if !matches!(self.phase, Phase::Working) {
+            // What is in RAM may not be what storage holds. A pin too many costs space, a pin too few costs data.
+            return;
+        }
+        let is_its_fork =
+            |entry: &Entry| entry.state.fork.as_ref().is_some_and(|fork| fork.source_ref == source);
+        let exists = self.entry(child.id).is_some_and(is_its_fork)
             || self.pending_forks.values().any(|pending| pending.id == child.id)
             || self.lost_children.iter().any(|(_, lost)| *lost == child);
         if !exists {

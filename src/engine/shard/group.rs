@@ -222,6 +222,7 @@ impl Shard {
                 }
             },
             Completion::Closed => {
+                self.storage_closed = true;
                 self.fail_all(Unavailable::ShuttingDown);
                 if matches!(self.phase, Phase::Stopping(_)) {
                     self.stopped();
@@ -299,7 +300,8 @@ impl Shard {
     pub(super) fn announce_changes(&mut self) {
         let changed: Vec<u64> = self.changed.drain().collect();
         for id in changed {
-            let (Some(entry), Some(subscribers)) = (self.streams.get(&id), self.subscribers.get_mut(&id)) else {
+            let (Some(entry), Some(subscribers)) = (self.streams.get(&id), self.subscribers.get_mut(&id))
+            else {
                 continue;
             };
             let Durable { tail, closed, .. } = entry.durable;

@@ -3,8 +3,8 @@
 use crate::engine::api::{LookupError, LookupRefusal, ReadError, StreamInfo};
 use crate::engine::live::Topic;
 use crate::engine::request::{
-    HeadAnswer, Origin, Place, PlanAnswer, PlanRequest, ReadPlan, Region, Reply, SpanAnswer, SpanRequest, Subscribed,
-    SubscribeAnswer, Target,
+    Attachment, HeadAnswer, Origin, Place, PlanAnswer, PlanRequest, ReadPlan, Region, Reply, SpanAnswer,
+    SpanRequest, SubscribeAnswer, Subscribed, Target,
 };
 use crate::engine::shard::{Audience, Shard, Subscribers};
 use crate::protocol::name::StreamName;
@@ -47,12 +47,22 @@ impl Shard {
         self.answer(reply, answer);
     }
 
-    pub(super) fn subscribe(&mut self, name: &StreamName, from: RequestedOffset, reply: Reply<SubscribeAnswer>) {
+    pub(super) fn subscribe(
+        &mut self,
+        name: &StreamName,
+        from: RequestedOffset,
+        reply: Reply<SubscribeAnswer>,
+    ) {
         let answer = self.register_reader(name, from, reply.origin);
         self.answer(reply, answer);
     }
 
-    fn register_reader(&mut self, name: &StreamName, from: RequestedOffset, origin: Origin) -> SubscribeAnswer {
+    fn register_reader(
+        &mut self,
+        name: &StreamName,
+        from: RequestedOffset,
+        origin: Origin,
+    ) -> SubscribeAnswer {
         let id = self.readable(name)?;
         let position = self.resolve(id, from)?;
         // Only the start is looked at: a page of nothing.
@@ -80,7 +90,8 @@ impl Shard {
                 topic
             }
         };
-        Ok(Subscribed { info, stream: self.stream_ref(id), position, check_start, topic, origin })
+        let attachment = Attachment { shared: self.shared.clone(), stream: self.stream_ref(id), origin };
+        Ok(Subscribed { info, position, check_start, topic, attachment })
     }
 
     /// A live reader left. With the last one, a sliding lifetime starts anew.
@@ -166,7 +177,9 @@ impl Shard {
             let own = self.own_regions(id, at, entry.durable.tail, left, check_start)?;
             // Behind inherited bytes, a first message that is larger than what is left of the page waits for the next.
             let fits = |region: &Region| region.to <= page_end || region.from == start;
-            regions.extend(own.into_iter().filter(|region| fits(region) || matches!(region.place, Place::Disk(..))));
+            regions.extend(
+                own.into_iter().filter(|region| fits(region) || matches!(region.place, Place::Disk(..))),
+            );
         }
         Ok(regions)
     }

@@ -82,6 +82,8 @@ pub(crate) struct Shard {
     lost_children: Vec<(StreamRef, StreamRef)>,
     /// `None` in memory mode, where everything is durable at once.
     committer: Option<Committer>,
+    /// The commit thread has ended.
+    storage_closed: bool,
     reader: Option<Arc<dyn ColdReader>>,
     group: OpenGroup,
     submitted: VecDeque<SubmittedGroup>,
@@ -132,6 +134,7 @@ impl Shard {
             pending_forks: RamMap::default(),
             lost_children: Vec::new(),
             committer: None,
+            storage_closed: false,
             reader: None,
             group: OpenGroup::new(1),
             submitted: VecDeque::new(),
@@ -193,12 +196,15 @@ impl Shard {
             Phase::Stopping(waiting) => waiting.extend(done),
             Phase::Stopped => drop(done.map(|done| done.send(()))),
             Phase::Working | Phase::Recovering => {
+                let is_sound = matches!(self.phase, Phase::Working);
                 self.phase = Phase::Stopping(done.into_iter().collect());
                 self.refuse_pending_forks(Unavailable::ShuttingDown);
-                self.submit_group();
+                if is_sound {
+                    self.submit_group();
+                }
                 match &self.committer {
-                    Some(committer) => committer.close(),
-                    None => self.stopped(),
+                    Some(committer) if !self.storage_closed => committer.close(),
+                    _ => self.stopped(),
                 }
             }
         }
@@ -213,7 +219,9 @@ impl Shard {
         if let Some(committer) = &self.committer {
             committer.close();
         }
-        self.phase = Phase::Recovering;
+        if matches!(self.phase, Phase::Working) {
+            self.phase = Phase::Recovering;
+        }
         self.fail_all(Unavailable::CommitFailed);
     }
 

@@ -40,7 +40,9 @@ impl Shard {
             }
         }
         if let Some(id) = orphans.iter().next() {
-            return Err(StorageError::Corrupt(format!("the journal speaks of stream {id}, which does not exist")));
+            return Err(StorageError::Corrupt(format!(
+                "the journal speaks of stream {id}, which does not exist"
+            )));
         }
         self.next_stream_id = self.next_stream_id.max(recovered.next_stream_id);
         self.group.seq = self.group.seq.max(recovered.next_group);
@@ -76,7 +78,7 @@ impl Shard {
     fn replay(&mut self, id: u64, mut event: Event, group: u64, orphans: &mut HashSet<u64>) {
         if let Event::Created(creation) = &mut event {
             // Copied, as all content that stays: it would keep the whole group's buffer in RAM.
-            creation.payload = Bytes::copy_from_slice(&creation.payload);
+            creation.payload = creation.payload.detached();
             self.next_stream_id = self.next_stream_id.max(id + 1);
             if !self.streams.contains_key(&id) {
                 let entry = Entry::new(creation);
@@ -100,7 +102,7 @@ impl Shard {
             return;
         }
         if let Event::Appended(append) = &mut event {
-            append.payload = Bytes::copy_from_slice(&append.payload);
+            append.payload = append.payload.detached();
             let before = entry.recent.len();
             entry.push(&append.payload);
             self.settling.recent_bytes += entry.recent.len() - before;

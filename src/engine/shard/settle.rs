@@ -4,7 +4,7 @@
 //! Settling rides on groups that are committed anyway, in proportion to what they carry, so no append waits for a
 //! large one. A stream's checkpoint holds its state as of the end of the group that carries it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use crate::engine::shard::Shard;
 use crate::storage::{Checkpoint, StreamCheckpoint, record};
@@ -15,6 +15,8 @@ const PAYLOAD_BYTES_MIN: u64 = 256 * 1024;
 const STREAMS_MIN: usize = 16;
 /// Removed streams cleaned up per group.
 const REMOVALS_MAX: usize = 256;
+/// Notes on settled content beyond two for each stream that are let be.
+const STALE_MAX: usize = 1024;
 
 /// What waits to be settled.
 #[derive(Debug, Default)]
@@ -108,11 +110,27 @@ impl Shard {
     /// Content up to `end` is settled, durably: it may leave the RAM when room is needed.
     pub(super) fn settled(&mut self, id: u64, end: u64) {
         self.settling.kept.push_back((id, end));
+        if self.settling.kept.len() > 2 * self.streams.len() + STALE_MAX {
+            self.forget_stale_kept();
+        }
         while self.settling.recent_bytes > self.limits.recent_bytes_max {
             let Some((id, end)) = self.settling.kept.pop_front() else { break };
             if let Some(entry) = self.streams.get_mut(&id) {
                 self.settling.recent_bytes -= entry.recent.forget_before(end);
             }
         }
+    }
+
+    /// Leaves one note for each stream, the latest. While there is room in RAM nobody looks at them, and a stream adds
+    /// one with each of its checkpoints.
+    fn forget_stale_kept(&mut self) {
+        let mut seen = HashSet::with_capacity(self.streams.len());
+        let mut kept: VecDeque<(u64, u64)> = VecDeque::with_capacity(self.streams.len());
+        for &(id, end) in self.settling.kept.iter().rev() {
+            if self.streams.contains_key(&id) && seen.insert(id) {
+                kept.push_front((id, end));
+            }
+        }
+        self.settling.kept = kept;
     }
 }

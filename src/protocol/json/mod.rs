@@ -14,7 +14,7 @@ mod stored;
 mod text;
 mod value;
 
-pub use split::{JsonBody, parse_body};
+pub use split::{JsonBody, MARK_STEP, parse_body};
 pub use stored::{first_message_len, floor_boundary, is_boundary, skip_messages};
 
 /// A body is not exactly one JSON value (RFC 8259). `at` is the position in the body, in bytes from 0.

@@ -12,7 +12,13 @@ pub struct JsonBody {
     pub stored: Bytes,
     /// How many there are; 0 for `[]`.
     pub messages: u64,
+    /// Where some messages begin in `stored`, in order, about [`MARK_STEP`] bytes apart: whoever looks for a message
+    /// later need not walk all of them. Empty for small bodies.
+    pub marks: Vec<u32>,
 }
+
+/// Least distance of two [`JsonBody::marks`], in bytes.
+pub const MARK_STEP: usize = 16 * 1024;
 
 /// Checks that `body` is exactly one JSON value in UTF-8 and splits it into messages: the elements, if it is an array,
 /// else the value itself.
@@ -29,7 +35,7 @@ pub fn parse_body(body: &[u8], depth_max: usize) -> Result<JsonBody, JsonError> 
     }
     let end = value::end(body, start, 0, depth_max)?;
     expect_end(body, end)?;
-    Ok(Messages { body, run: start..end, written: Vec::new(), count: 1 }.finish())
+    Ok(Messages { body, run: start..end, written: Vec::new(), count: 1, marks: Vec::new() }.finish())
 }
 
 fn split_array(body: &[u8], open: usize, depth_max: usize) -> Result<JsonBody, JsonError> {
@@ -41,7 +47,7 @@ fn split_array(body: &[u8], open: usize, depth_max: usize) -> Result<JsonBody, J
         expect_end(body, at + 1)?;
         return Ok(JsonBody::default());
     }
-    let mut messages = Messages { body, run: at..at, written: Vec::new(), count: 0 };
+    let mut messages = Messages { body, run: at..at, written: Vec::new(), count: 0, marks: Vec::new() };
     loop {
         let end = value::end(body, at, 1, depth_max)?;
         messages.push(at, end);
@@ -71,6 +77,7 @@ struct Messages<'a> {
     run: std::ops::Range<usize>,
     written: Vec<u8>,
     count: u64,
+    marks: Vec<u32>,
 }
 
 impl Messages<'_> {
@@ -86,6 +93,10 @@ impl Messages<'_> {
             self.run.start = start;
         }
         self.run.end = end;
+        let at = self.written.len() + (start - self.run.start);
+        if at >= self.marks.last().map_or(0, |&mark| mark as usize) + MARK_STEP {
+            self.marks.push(u32::try_from(at).expect("a request body is far below 4 GiB"));
+        }
     }
 
     fn write_run(&mut self) {
@@ -99,7 +110,7 @@ impl Messages<'_> {
         }
         self.write_run();
         // Boxed, so that what a body wasted on whitespace is not kept for as long as its messages.
-        JsonBody { stored: Bytes::from(self.written.into_boxed_slice()), messages: self.count }
+        JsonBody { stored: Bytes::from(self.written.into_boxed_slice()), messages: self.count, marks: self.marks }
     }
 }
 
