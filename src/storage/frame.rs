@@ -161,3 +161,129 @@ fn decode_append(frame: &mut Take) -> Result<Append, StorageError> {
     let payload = frame.rest().into();
     Ok(Append { payload, producer, stream_seq, close: flags & FLAG_CLOSED != 0, at_ms })
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::content_type::ContentType;
+    use crate::protocol::lifetime::{Lifetime, parse_expires_at};
+    use crate::protocol::name::StreamName;
+    use crate::stream::fork::{Ancestor, ForkOrigin, StreamRef};
+    use crate::stream::producer::ProducerTag;
+
+    fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+    }
+
+    fn stream_ref() -> impl Strategy<Value = StreamRef> {
+        (any::<u16>(), any::<u64>()).prop_map(|(shard, id)| StreamRef { shard, id })
+    }
+
+    pub(crate) fn producer() -> impl Strategy<Value = ProducerTag> {
+        (bytes(40), any::<u64>(), any::<u64>()).prop_map(|(id, epoch, seq)| ProducerTag { id, epoch, seq })
+    }
+
+    fn lifetime() -> impl Strategy<Value = Lifetime> {
+        prop_oneof![
+            any::<u64>().prop_map(|seconds| Lifetime::Ttl { seconds }),
+            prop_oneof![Just("1969-12-31T23:59:59.123456789-01:00"), Just("2030-01-01T00:00:00Z")]
+                .prop_map(|raw| Lifetime::ExpiresAt(parse_expires_at(raw.as_bytes()).unwrap())),
+        ]
+    }
+
+    fn fork() -> impl Strategy<Value = ForkOrigin> {
+        let ancestors = prop::collection::vec((stream_ref(), any::<u64>()), 0..4);
+        ("[a-zü/]{1,20}", stream_ref(), any::<[u64; 3]>(), any::<bool>(), ancestors).prop_map(
+            |(source, source_ref, [anchor, sub_offset, point], lifetime_inherited, ancestors)| ForkOrigin {
+                source: StreamName::from_stored(&source),
+                source_ref,
+                anchor,
+                sub_offset,
+                point: point >> 8,
+                lifetime_inherited,
+                lineage: ancestors.into_iter().map(|(stream, end)| Ancestor { stream, end }).collect(),
+            },
+        )
+    }
+
+    pub(crate) fn creation() -> impl Strategy<Value = Creation> {
+        let lifetime = prop::option::of(lifetime());
+        let fork = prop::option::of(fork().prop_map(Box::new));
+        ("[a-zü/]{1,40}", lifetime, fork, any::<bool>(), bytes(100), any::<i64>()).prop_map(
+            |(name, lifetime, fork, closed, payload, at_ms)| Creation {
+                name: StreamName::from_stored(&name),
+                content_type: ContentType::parse(b"text/plain; charset=utf-8").unwrap(),
+                lifetime,
+                fork,
+                closed,
+                payload: payload.into(),
+                at_ms,
+            },
+        )
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let append = (
+            bytes(300),
+            prop::option::of(producer()),
+            prop::option::of(bytes(20)),
+            any::<bool>(),
+            any::<i64>(),
+        )
+            .prop_map(|(payload, producer, stream_seq, close, at_ms)| {
+                Event::Appended(Append { payload: payload.into(), producer, stream_seq, close, at_ms })
+            });
+        prop_oneof![
+            creation().prop_map(|creation| Event::Created(Box::new(creation))),
+            append,
+            any::<i64>().prop_map(|at_ms| Event::Renewed { at_ms }),
+            Just(Event::SoftDeleted),
+            Just(Event::Removed),
+            stream_ref().prop_map(|child| Event::Pinned { child }),
+            stream_ref().prop_map(|child| Event::Unpinned { child }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(events in prop::collection::vec((any::<u64>(), event()), 0..8)) {
+            let mut frames = Vec::new();
+            for (stream, event) in &events {
+                encode(&mut frames, *stream, event);
+            }
+            prop_assert_eq!(decode_all(frames.into()).unwrap(), events);
+        }
+
+        #[test]
+        fn damaged_frames_are_refused_or_read_and_never_panic(
+            event in event(),
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut frame = Vec::new();
+            encode(&mut frame, 1, &event);
+            let cut = cut.index(frame.len());
+            prop_assert!(cut == 0 || decode_all(Bytes::copy_from_slice(&frame[..cut])).is_err());
+            let at = at.index(frame.len());
+            frame[at] = value;
+            let _ = decode_all(frame.into());
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_frame_are_what_the_format_says() {
+        let append = Append {
+            payload: Bytes::from_static(b"xy").into(),
+            producer: Some(ProducerTag { id: Bytes::from_static(b"p"), epoch: 1, seq: 300 }),
+            stream_seq: None,
+            close: true,
+            at_ms: -1,
+        };
+        let mut frame = Vec::new();
+        encode(&mut frame, 5, &Event::Appended(append));
+        assert_eq!(frame, [11, 0, 0, 0, 2, 5, 1, 3, 1, b'p', 1, 0xac, 2, b'x', b'y']);
+    }
+}

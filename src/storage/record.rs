@@ -135,3 +135,66 @@ pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
     }
     Ok(Record { name, state, settled, group })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::frame::tests::{creation, producer};
+    use crate::stream::event::Append;
+    use crate::stream::fork::StreamRef;
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            creation in creation(),
+            closed_by in prop::option::of(producer()),
+            stream_seq in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)),
+            pins in prop::collection::vec((any::<u16>(), any::<u64>()), 0..4),
+            soft_deleted in any::<bool>(),
+            group in any::<u64>(),
+        ) {
+            let mut state = StreamState::created(&creation);
+            if !creation.closed {
+                let append = Append {
+                    payload: Payload::default(),
+                    close: closed_by.is_some(),
+                    producer: closed_by,
+                    stream_seq: stream_seq.map(Bytes::from),
+                    at_ms: creation.at_ms,
+                };
+                state.apply(&Event::Appended(append), group);
+            }
+            for (shard, id) in pins {
+                state.apply(&Event::Pinned { child: StreamRef { shard, id } }, group);
+            }
+            state.soft_deleted = soft_deleted;
+            let record = decode(encode(&creation.name, &state, group).into()).unwrap();
+            prop_assert_eq!(&record.name, &creation.name);
+            prop_assert_eq!((record.group, record.settled, record.state.tail), (group, state.tail, state.tail));
+            prop_assert_eq!(&record.state.content_type, &state.content_type);
+            prop_assert_eq!(&record.state.lifetime, &state.lifetime);
+            prop_assert_eq!(record.state.renewed_at_ms, state.renewed_at_ms);
+            prop_assert_eq!(&record.state.closure, &state.closure);
+            prop_assert_eq!(record.state.soft_deleted, soft_deleted);
+            prop_assert_eq!(&record.state.stream_seq, &state.stream_seq);
+            prop_assert_eq!(&record.state.fork, &state.fork);
+            prop_assert!(record.state.pins().eq(state.pins()));
+        }
+
+        #[test]
+        fn damaged_records_are_refused_or_read_and_never_panic(
+            creation in creation(),
+            at in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut record = encode(&creation.name, &StreamState::created(&creation), 1);
+            prop_assert!(decode(Bytes::copy_from_slice(&record[..cut.index(record.len())])).is_err());
+            let at = at.index(record.len());
+            record[at] = value;
+            let _ = decode(record.into());
+        }
+    }
+}

@@ -208,3 +208,87 @@ fn marks(stored: &[u8]) -> Vec<u32> {
     }
     marks
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A body of JSON messages in stored form, with the lengths that make the blocks differ.
+    fn messages() -> impl Strategy<Value = Vec<String>> {
+        let length = prop_oneof![1..40_usize, 200..600_usize, 10_000..40_000_usize, Just(70_000)];
+        let message = (length, any::<bool>()).prop_map(|(length, nested)| {
+            let text = "a,b\\\"]".repeat(length / 6 + 1);
+            if nested { format!("{{\"k\":[1,\"{text}\"]}}") } else { format!("\"{text}\"") }
+        });
+        prop::collection::vec(message, 1..6)
+    }
+
+    fn stored(messages: &[String]) -> Payload {
+        let body = format!("[{}]", messages.join(" ,"));
+        Payload::from(&json::parse_body(body.as_bytes(), 8).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn positions_between_messages_are_told_from_others(
+            bodies in prop::collection::vec(messages(), 1..12),
+            base in 0..1000_u64,
+            known in any::<bool>(),
+            probes in prop::collection::vec((any::<prop::sample::Index>(), 1..100_000_u64), 24),
+        ) {
+            let mut tail = RecentTail::new(base, true);
+            let mut all = Vec::new();
+            let mut boundaries = vec![base];
+            for body in &bodies {
+                let payload = stored(body);
+                // What comes from the journal has no marks, and must behave alike.
+                let payload = if known { payload } else { Bytes::clone(&payload).into() };
+                tail.push(&payload);
+                all.extend_from_slice(&payload);
+                for message in body {
+                    boundaries.push(boundaries.last().unwrap() + message.len() as u64 + 1);
+                }
+            }
+            prop_assert_eq!(tail.end(), base + all.len() as u64);
+            for (probe, page) in probes {
+                let position = base + probe.index(all.len() + 1) as u64;
+                prop_assert_eq!(tail.is_boundary(position), boundaries.contains(&position));
+                let from = boundaries[probe.index(boundaries.len() - 1)];
+                let expected = boundaries.iter().rev().find(|&&b| b <= from + page && b > from);
+                let next = boundaries.iter().find(|&&b| b > from);
+                prop_assert_eq!(Some(tail.page_end(from, from + page)), expected.or(next).copied());
+                let end = tail.page_end(from, from + page);
+                prop_assert_eq!(tail.slice(from, end).concat(), &all[(from - base) as usize..(end - base) as usize]);
+            }
+            let pieces = tail.pieces(base);
+            prop_assert_eq!(pieces.concat(), all);
+            let mut at = base;
+            for piece in pieces {
+                prop_assert!(boundaries.contains(&at));
+                at += piece.len() as u64;
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_whole_blocks_and_never_too_much() {
+        let mut tail = RecentTail::new(0, false);
+        let payload = Payload::from(Bytes::from(vec![7; 10_000]));
+        for _ in 0..20 {
+            tail.push(&payload);
+        }
+        assert_eq!(tail.forget_before(1), 0);
+        let freed = tail.forget_before(150_000);
+        assert_eq!(tail.start(), freed);
+        assert!((64_000..=150_000).contains(&freed), "{freed}");
+        assert_eq!(tail.slice(freed, 200_000).concat().len() as u64, 200_000 - freed);
+        assert_eq!(tail.forget_before(200_000), 200_000 - freed);
+        assert_eq!((tail.start(), tail.end(), tail.len()), (200_000, 200_000, 0));
+        tail.push(&payload);
+        assert_eq!(tail.slice(200_000, 210_000).concat(), payload.to_vec());
+    }
+}

@@ -149,3 +149,155 @@ pub fn accepted(state: &StreamState, append: &Append) -> Appended {
         producer: append.producer.as_ref().map(|tag| (tag.epoch, tag.seq)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::content_type::ContentType;
+    use crate::protocol::json::parse_body;
+    use crate::protocol::name::StreamName;
+    use crate::stream::event::{Creation, Event};
+
+    const LIMITS: StreamLimits = StreamLimits { stream_bytes_max: Some(100), producers_max: 2 };
+
+    fn stream(content_type: &str) -> StreamState {
+        StreamState::created(&Creation {
+            name: StreamName::from_stored("a"),
+            content_type: ContentType::parse(content_type.as_bytes()).unwrap(),
+            lifetime: None,
+            fork: None,
+            closed: false,
+            payload: Payload::default(),
+            at_ms: 0,
+        })
+    }
+
+    fn request(content_type: &str, body: &'static str) -> AppendRequest {
+        let content_type = ContentType::parse(content_type.as_bytes()).unwrap();
+        let json = content_type.is_json().then(|| parse_body(body.as_bytes(), 8));
+        AppendRequest {
+            name: StreamName::from_stored("a"),
+            content_type: Some(content_type),
+            body: Body { raw: body.into(), json },
+            close: false,
+            stream_seq: None,
+            producer: None,
+        }
+    }
+
+    fn tag(id: &'static str, epoch: u64, seq: u64) -> Option<ProducerTag> {
+        Some(ProducerTag { id: id.into(), epoch, seq })
+    }
+
+    /// Decides, and applies what is accepted.
+    fn run(state: &mut StreamState, request: &AppendRequest) -> AppendDecision {
+        let decision = state.decide_append(request, 1, &LIMITS);
+        if let AppendDecision::Accept(append) = &decision {
+            state.apply(&Event::Appended(append.clone()), 1);
+        }
+        decision
+    }
+
+    fn refusal(state: &mut StreamState, request: &AppendRequest) -> AppendRefusal {
+        match run(state, request) {
+            AppendDecision::Refuse(refusal) => refusal,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn of_several_reasons_to_refuse_the_first_in_the_protocols_order_is_given() {
+        let mut state = stream("application/json");
+        let mut good = request("application/json", "1");
+        good.stream_seq = Some("b".into());
+        good.producer = tag("p", 5, 0);
+        assert!(matches!(run(&mut state, &good), AppendDecision::Accept(_)));
+
+        // Everything is wrong with it; one thing after the other is put right.
+        let mut bad = request("text/plain", "[");
+        bad.stream_seq = Some("a".into());
+        bad.producer = tag("p", 4, 7);
+        assert!(matches!(refusal(&mut state, &bad), AppendRefusal::ContentTypeMismatch { .. }));
+        let mut bad = AppendRequest { stream_seq: bad.stream_seq, ..request("application/json", "[") };
+        bad.producer = tag("p", 4, 7);
+        assert_eq!(refusal(&mut state, &bad), AppendRefusal::StaleEpoch { current: 5 });
+        bad.producer = tag("p", 6, 7);
+        assert_eq!(refusal(&mut state, &bad), AppendRefusal::NewEpochNotAtZero);
+        bad.producer = tag("p", 5, 7);
+        assert_eq!(refusal(&mut state, &bad), AppendRefusal::SequenceGap { expected: 1, received: 7 });
+        bad.producer = tag("p", 5, 1);
+        assert!(matches!(refusal(&mut state, &bad), AppendRefusal::InvalidJson(_)));
+        bad.body = request("application/json", "[]").body;
+        assert_eq!(refusal(&mut state, &bad), AppendRefusal::EmptyArray);
+        bad.body = request("application/json", "\"long\"").body;
+        assert_eq!(refusal(&mut state, &bad), AppendRefusal::StreamSeqConflict);
+        bad.stream_seq = Some("c".into());
+        let tight = StreamLimits { stream_bytes_max: Some(8), producers_max: 1 };
+        let decision = state.decide_append(&bad, 1, &tight);
+        assert_eq!(decision, AppendDecision::Refuse(AppendRefusal::StreamTooLarge { limit: 8 }));
+        assert!(matches!(run(&mut state, &bad), AppendDecision::Accept(_)));
+    }
+
+    #[test]
+    fn a_refused_append_changes_nothing_so_its_sequence_number_stays_free() {
+        let mut state = stream("application/json");
+        let mut bad = request("application/json", "nope");
+        bad.producer = tag("p", 0, 0);
+        assert!(matches!(refusal(&mut state, &bad), AppendRefusal::InvalidJson(_)));
+        bad.body = request("application/json", "1").body;
+        assert!(matches!(run(&mut state, &bad), AppendDecision::Accept(_)));
+    }
+
+    #[test]
+    fn a_duplicate_is_answered_before_body_and_stream_seq_are_looked_at() {
+        let mut state = stream("application/json");
+        let mut first = request("application/json", "1");
+        first.producer = tag("p", 0, 0);
+        first.stream_seq = Some("5".into());
+        run(&mut state, &first);
+        first.body = request("application/json", "nope").body;
+        let duplicate = Appended { tail: 2, closed: false, duplicate: true, producer: Some((0, 0)) };
+        assert_eq!(run(&mut state, &first), AppendDecision::Answer(duplicate));
+    }
+
+    #[test]
+    fn a_closed_stream_knows_the_request_that_closed_it_and_no_other() {
+        let mut state = stream("text/plain");
+        let mut closing = request("text/plain", "end");
+        closing.producer = tag("p", 0, 0);
+        closing.close = true;
+        assert!(matches!(run(&mut state, &closing), AppendDecision::Accept(_)));
+        closing.body = Body { raw: "other".into(), json: None };
+        let repeated = Appended { tail: 3, closed: true, duplicate: true, producer: Some((0, 0)) };
+        assert_eq!(run(&mut state, &closing), AppendDecision::Answer(repeated));
+        closing.producer = tag("p", 0, 1);
+        assert_eq!(refusal(&mut state, &closing), AppendRefusal::Closed { tail: 3 });
+        closing.body = Body::default();
+        assert_eq!(refusal(&mut state, &closing), AppendRefusal::Closed { tail: 3 });
+        closing.producer = None;
+        let again = Appended { tail: 3, closed: true, duplicate: true, producer: None };
+        assert_eq!(run(&mut state, &closing), AppendDecision::Answer(again));
+        // Closed comes before the content type.
+        assert_eq!(refusal(&mut state, &request("image/png", "x")), AppendRefusal::Closed { tail: 3 });
+    }
+
+    #[test]
+    fn limits_hold_at_their_value_and_not_one_past_it() {
+        let mut state = stream("text/plain");
+        let full: &'static str = Box::leak("x".repeat(100).into_boxed_str());
+        assert!(matches!(run(&mut state, &request("text/plain", full)), AppendDecision::Accept(_)));
+        let more = request("text/plain", "x");
+        assert_eq!(refusal(&mut state, &more), AppendRefusal::StreamTooLarge { limit: 100 });
+
+        let mut state = stream("text/plain");
+        let mut from = request("text/plain", "x");
+        for id in ["a", "b"] {
+            from.producer = tag(id, 0, 0);
+            assert!(matches!(run(&mut state, &from), AppendDecision::Accept(_)));
+        }
+        from.producer = tag("c", 0, 0);
+        assert_eq!(refusal(&mut state, &from), AppendRefusal::ProducerLimit { limit: 2 });
+        from.producer = tag("a", 0, 1);
+        assert!(matches!(run(&mut state, &from), AppendDecision::Accept(_)));
+    }
+}

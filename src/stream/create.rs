@@ -128,3 +128,113 @@ fn payload(body: &Body, content_type: &ContentType) -> Result<Payload, CreateRef
         Err(error) => Err(CreateRefusal::InvalidJson(error.clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::lifetime::parse_expires_at;
+    use crate::protocol::name::StreamName;
+    use crate::stream::command::ForkRequest;
+
+    const LIMITS: StreamLimits = StreamLimits { stream_bytes_max: None, producers_max: 1 };
+
+    fn request() -> CreateRequest {
+        CreateRequest {
+            name: StreamName::from_stored("a"),
+            content_type: None,
+            lifetime: None,
+            closed: false,
+            body: Body::default(),
+            fork: None,
+        }
+    }
+
+    fn typed(content_type: &str) -> Option<ContentType> {
+        Some(ContentType::parse(content_type.as_bytes()).unwrap())
+    }
+
+    fn until(instant: &str) -> Option<Lifetime> {
+        Some(Lifetime::ExpiresAt(parse_expires_at(instant.as_bytes()).unwrap()))
+    }
+
+    fn created(request: &CreateRequest, source: Option<&ResolvedFork>) -> StreamState {
+        StreamState::created(&decide_create(request, source, 0, &LIMITS).unwrap())
+    }
+
+    fn source() -> ResolvedFork {
+        ResolvedFork {
+            source: StreamRef { shard: 0, id: 1 },
+            content_type: typed("text/plain").unwrap(),
+            lifetime: Some(Lifetime::Ttl { seconds: 60 }),
+            lineage: Vec::new(),
+            anchor: 4,
+            point: 6,
+        }
+    }
+
+    fn fork() -> CreateRequest {
+        let source = StreamName::from_stored("s");
+        CreateRequest { fork: Some(ForkRequest { source, anchor: None, sub_offset: 2 }), ..request() }
+    }
+
+    #[test]
+    fn what_is_absent_equals_its_default_and_instants_are_compared_as_instants() {
+        let mut made = request();
+        made.lifetime = until("2030-01-01T00:00:00Z");
+        let state = created(&made, None);
+        assert!(state.confirm(&made).is_ok());
+        made.content_type = typed("Application/Octet-Stream; x=y");
+        made.lifetime = until("2030-01-01T01:00:00+01:00");
+        assert!(state.confirm(&made).is_ok());
+        for other in [
+            CreateRequest { lifetime: until("2030-01-01T00:00:01Z"), ..made.clone() },
+            CreateRequest { lifetime: None, ..made.clone() },
+            CreateRequest { lifetime: Some(Lifetime::Ttl { seconds: 1 }), ..made.clone() },
+            CreateRequest { content_type: typed("text/plain"), ..made.clone() },
+            CreateRequest { closed: true, ..made.clone() },
+            CreateRequest { fork: fork().fork, ..made.clone() },
+        ] {
+            assert_eq!(state.confirm(&other).unwrap_err(), CreateRefusal::AlreadyExists, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_repeated_fork_matches_by_what_was_asked_and_by_what_came_of_it() {
+        let state = created(&fork(), Some(&source()));
+        assert_eq!((state.base(), state.tail), (6, 6));
+        let asked = |anchor, sub_offset| ForkRequest { anchor, sub_offset, ..fork().fork.unwrap() };
+        for same in [
+            fork(),
+            CreateRequest { fork: Some(asked(Some(4), 2)), ..fork() },
+            CreateRequest { content_type: typed("text/plain"), ..fork() },
+            CreateRequest { lifetime: Some(Lifetime::Ttl { seconds: 60 }), ..fork() },
+        ] {
+            assert!(state.confirm(&same).is_ok(), "{same:?}");
+        }
+        for other in [
+            request(),
+            CreateRequest { fork: Some(asked(Some(6), 0)), ..fork() },
+            CreateRequest { fork: Some(asked(None, 0)), ..fork() },
+            CreateRequest { lifetime: Some(Lifetime::Ttl { seconds: 61 }), ..fork() },
+            CreateRequest { content_type: typed("application/json"), ..fork() },
+        ] {
+            assert_eq!(state.confirm(&other).unwrap_err(), CreateRefusal::AlreadyExists, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_own_lifetime_wins_and_must_be_repeated() {
+        let mut own = fork();
+        own.lifetime = Some(Lifetime::Ttl { seconds: 5 });
+        let state = created(&own, Some(&source()));
+        assert!(state.confirm(&own).is_ok());
+        assert_eq!(state.confirm(&fork()).unwrap_err(), CreateRefusal::AlreadyExists);
+    }
+
+    #[test]
+    fn a_fork_of_another_type_is_refused() {
+        let other = CreateRequest { content_type: typed("application/json"), ..fork() };
+        let refusal = decide_create(&other, Some(&source()), 0, &LIMITS).unwrap_err();
+        assert!(matches!(refusal, CreateRefusal::ContentTypeMismatch { .. }));
+    }
+}

@@ -16,9 +16,14 @@ impl StreamState {
         }
     }
 
-    /// The deadline has come. A stream that is already soft-deleted has none.
+    /// The deadline has come, whether or not anything followed from it yet.
+    pub fn is_past_deadline(&self, now_ms: i64, has_live_readers: bool) -> bool {
+        self.deadline_ms(has_live_readers).is_some_and(|deadline| deadline <= now_ms)
+    }
+
+    /// The deadline has come, and the stream has to be ended. One that is already soft-deleted has not.
     pub fn is_expired(&self, now_ms: i64, has_live_readers: bool) -> bool {
-        !self.soft_deleted && self.deadline_ms(has_live_readers).is_some_and(|deadline| deadline <= now_ms)
+        !self.soft_deleted && self.is_past_deadline(now_ms, has_live_readers)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Ends streams whose time has come: on access, and by itself.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 
 use crate::engine::shard::{Phase, Shard};
@@ -48,6 +48,26 @@ impl Wheel {
     }
 }
 
+/// Sliding windows that live readers hold open, and when storage has to hear of that again: what it knows of a window
+/// may lag behind by [`renewal_lag_ms`] and no more, or a crash would cut the window short.
+#[derive(Debug, Default)]
+pub(super) struct HeldOpen {
+    due: Wheel,
+    /// Who is in there, so that readers who come and go add nothing.
+    ids: HashSet<u64, ahash::RandomState>,
+}
+
+impl HeldOpen {
+    pub(super) fn next_ms(&self) -> Option<i64> {
+        self.due.next_ms()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.due.clear();
+        self.ids.clear();
+    }
+}
+
 impl Shard {
     /// Enters a new stream into the wheel, if it has a lifetime.
     pub(super) fn track_lifetime(&mut self, id: u64) {
@@ -84,29 +104,53 @@ impl Shard {
             match (entry.state.deadline_ms(has_readers), &entry.state.lifetime) {
                 (Some(deadline_ms), _) => self.wheel.push(deadline_ms, id),
                 (None, Some(lifetime)) => {
-                    // A live reader keeps it alive. Storage has to hear of that before its own idea of the window,
-                    // which includes the lag, runs out.
-                    let again_ms = now_ms.saturating_add(renewal_lag_ms(lifetime).max(1));
-                    self.renew(id);
-                    self.wheel.push(again_ms, id);
+                    // A live reader keeps it alive, and its window begins now at the earliest.
+                    let deadline_ms = lifetime.deadline_ms(now_ms);
+                    self.wheel.push(deadline_ms, id);
                 }
                 (None, None) => {}
             }
         }
+        self.renew_held_open(now_ms);
         self.complete_if_in_memory();
+    }
+
+    /// A live reader came to a stream.
+    pub(super) fn hold_open(&mut self, id: u64) {
+        // Without storage below there is nobody to be told.
+        if self.committer.is_some()
+            && let Some(due_ms) = self.stored_renewal_due_ms(id)
+            && self.held_open.ids.insert(id)
+        {
+            self.held_open.due.push(due_ms, id);
+        }
+    }
+
+    fn renew_held_open(&mut self, now_ms: i64) {
+        for _ in 0..ENDS_PER_ROUND {
+            let Some(id) = self.held_open.due.pop_due(now_ms) else { break };
+            self.held_open.ids.remove(&id);
+            if self.has_live_readers(id) {
+                self.renew(id);
+                self.hold_open(id);
+            }
+        }
+    }
+
+    /// When storage's idea of a sliding window lags so far behind a renewal at that moment that it has to be told.
+    fn stored_renewal_due_ms(&self, id: u64) -> Option<i64> {
+        let entry = self.entry(id).filter(|entry| !entry.ending)?;
+        let lifetime @ Lifetime::Ttl { .. } = entry.state.lifetime.as_ref()? else { return None };
+        Some(entry.stored_renewal_ms.saturating_add(renewal_lag_ms(lifetime).max(1)))
     }
 
     /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind.
     pub(super) fn renew(&mut self, id: u64) {
         let now_ms = self.shared.clock.now_ms();
-        let Some(entry) = self.streams.get_mut(&id) else { return };
-        let Some(lifetime @ Lifetime::Ttl { .. }) = &entry.state.lifetime else { return };
-        if entry.ending {
-            return;
-        }
-        let lag_ms = now_ms - entry.stored_renewal_ms;
-        let write = lag_ms >= renewal_lag_ms(lifetime).max(1) && self.committer.is_some();
+        let Some(due_ms) = self.stored_renewal_due_ms(id) else { return };
+        let entry = self.streams.get_mut(&id).expect("only a stream that exists is due");
         entry.state.renew(now_ms);
+        let write = now_ms >= due_ms && self.committer.is_some();
         if write && matches!(self.phase, Phase::Working) {
             self.stage(id, &Event::Renewed { at_ms: now_ms });
         }

@@ -90,6 +90,7 @@ impl Shard {
                 topic
             }
         };
+        self.hold_open(id);
         let attachment = Attachment { shared: self.shared.clone(), stream: self.stream_ref(id), origin };
         Ok(Subscribed { info, position, check_start, topic, attachment })
     }
@@ -129,8 +130,8 @@ impl Shard {
         if entry.durable.soft_deleted {
             return Err(LookupRefusal::Gone);
         }
-        if entry.state.is_expired(now_ms, has_readers) {
-            // Time has passed for everybody, whether or not the end is durable yet.
+        if entry.state.is_past_deadline(now_ms, has_readers) {
+            // Time has passed for everybody, whether or not the end is staged or durable yet.
             let refusal = if entry.state.is_pinned() { LookupRefusal::Gone } else { LookupRefusal::NotFound };
             self.end_if_expired(id, now_ms);
             self.complete_if_in_memory();

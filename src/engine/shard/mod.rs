@@ -37,7 +37,7 @@ use crate::stream::append::StreamLimits;
 use crate::stream::fork::StreamRef;
 
 use entry::Entry;
-use expiry::Wheel;
+use expiry::{HeldOpen, Wheel};
 use group::{OpenGroup, SubmittedGroup};
 use settle::Settling;
 
@@ -94,6 +94,7 @@ pub(crate) struct Shard {
     /// Streams whose readers have something to learn at the end of this round.
     changed: HashSet<u64, ahash::RandomState>,
     wheel: Wheel,
+    held_open: HeldOpen,
     settling: Settling,
     /// Parcels for other cores, sent once a round.
     outboxes: Vec<Vec<Parcel>>,
@@ -143,6 +144,7 @@ impl Shard {
             subscribers: RamMap::default(),
             changed: HashSet::default(),
             wheel: Wheel::default(),
+            held_open: HeldOpen::default(),
             settling: Settling::default(),
             outboxes: (0..cores).map(|_| Vec::new()).collect(),
         }
@@ -252,7 +254,7 @@ impl Shard {
     /// When [`Self::finish_round`] has to run again without being asked; `None` = never.
     pub(crate) fn next_deadline_ms(&self) -> Option<i64> {
         match self.phase {
-            Phase::Working => self.wheel.next_ms(),
+            Phase::Working => self.wheel.next_ms().into_iter().chain(self.held_open.next_ms()).min(),
             _ => None,
         }
     }

@@ -56,6 +56,7 @@ impl Shard {
         self.names = RamMap::default();
         self.streams = RamMap::default();
         self.wheel.clear();
+        self.held_open.clear();
         self.settling = super::Settling::default();
     }
 
@@ -170,6 +171,8 @@ impl Shard {
             let topics: Vec<_> = subscribers.topics.iter().map(|a| (a.origin, a.topic.clone())).collect();
             if ended.is_some() {
                 self.subscribers.remove(&id);
+            } else {
+                self.hold_open(id);
             }
             for (origin, topic) in topics {
                 self.send(origin, Parcel::News(topic, news.clone()));

@@ -110,7 +110,11 @@ impl Messages<'_> {
         }
         self.write_run();
         // Boxed, so that what a body wasted on whitespace is not kept for as long as its messages.
-        JsonBody { stored: Bytes::from(self.written.into_boxed_slice()), messages: self.count, marks: self.marks }
+        JsonBody {
+            stored: Bytes::from(self.written.into_boxed_slice()),
+            messages: self.count,
+            marks: self.marks,
+        }
     }
 }
 
