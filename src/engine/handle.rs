@@ -95,7 +95,7 @@ impl Engine {
                     unreachable!("only forks have a source")
                 }
             };
-            resolved = Some(self.resolve_fork(source).await?);
+            resolved = Some(self.resolve_fork(source, request.content_type.as_ref()).await?);
         }
         Err(CreateError::Refused(CreateRefusal::SourceNotFound))
     }

@@ -2,13 +2,13 @@
 //! cores, without HTTP and without a storage format.
 //!
 //! * [`api`]: the [`Storage`] trait, its requests, answers and errors.
-//! * [`handle`]: [`Engine`], the trait's implementation: routes each request to the shard that owns its stream.
-//! * [`embed`]: [`InMemoryStorage`] and [`AcidStorage`], engines with core threads of their own.
-//! * [`reading`]: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
+//! * `handle`: [`Engine`], the trait's implementation: routes each request to the shard that owns its stream.
+//! * `embed`: [`InMemoryStorage`] and [`AcidStorage`], engines with core threads of their own.
+//! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
 //! * [`live`]: topics, batches, subscriptions.
-//! * [`core`]: the core threads, each with one runtime, one mailbox and one [`shard`].
-//! * [`mailbox`], [`request`]: what travels between cores.
-//! * [`quota`], [`clock`], [`routing`]: limits over all shards; time; the map from names to shards.
+//! * `core`: the core threads, each with one runtime, one mailbox and one `shard`.
+//! * `mailbox`, `request`: what travels between cores.
+//! * `quota`, [`clock`], `routing`: limits over all shards; time; the map from names to shards.
 
 pub mod api;
 pub mod clock;

@@ -11,11 +11,12 @@ use crate::engine::api::{CreateError, CreateRefusal, LookupRefusal, Page, ReadEr
 use crate::engine::handle::Engine;
 use crate::engine::live::Subscription;
 use crate::engine::request::{Place, PlanRequest, Region, Request, SpanRequest, Target};
+use crate::protocol::content_type::ContentType;
 use crate::protocol::json;
 use crate::protocol::offset::RequestedOffset;
 use crate::storage::{ColdReader, StorageError};
 use crate::stream::command::ForkRequest;
-use crate::stream::create::ResolvedFork;
+use crate::stream::create::{ResolvedFork, decide_content_type};
 use crate::stream::fork::StreamRef;
 
 /// Plans made anew because bytes were gone.
@@ -117,10 +118,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Finds out where a fork begins. Its source cannot change below that point afterwards.
-    pub(super) async fn resolve_fork(&self, request: &ForkRequest) -> Result<ResolvedFork, CreateError> {
+    /// Finds out where a fork begins, which asks for `content_type`. Its source cannot change below that point
+    /// afterwards.
+    pub(super) async fn resolve_fork(
+        &self,
+        request: &ForkRequest,
+        content_type: Option<&ContentType>,
+    ) -> Result<ResolvedFork, CreateError> {
         let source = self.fork_source(&request.source).await?;
         let mut fork = source.fork;
+        decide_content_type(content_type, Some(&fork.content_type))?;
         fork.anchor = request.anchor.unwrap_or(source.tail);
         if fork.anchor > source.tail {
             return Err(CreateRefusal::InvalidForkPoint.into());

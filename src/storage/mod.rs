@@ -7,11 +7,11 @@
 //!   Completion::Durable { through }  ◄─────────  one callback per step
 //! ```
 //!
-//! * [`codec`]: the integers, strings and options that both formats below are made of.
-//! * [`frame`]: the journal's frames, byte for byte.
-//! * [`record`]: a stream's checkpointed state, byte for byte.
-//! * [`tail`]: the recent bytes of a stream in RAM.
-//! * [`committer`]: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
+//! * `codec`: the integers, strings and options that both formats below are made of.
+//! * `frame`: the journal's frames, byte for byte.
+//! * `record`: a stream's checkpointed state, byte for byte.
+//! * `tail`: the recent bytes of a stream in RAM.
+//! * `committer`: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
 //! * [`acid`]: journal, records and settled payload in one redb database per shard.
 //!
 //! Storage knows stream ids, positions and opaque bytes. It knows no protocol rules and no runtime.
@@ -57,7 +57,7 @@ pub struct Checkpoint {
 pub struct StreamCheckpoint {
     /// Stream id.
     pub id: u64,
-    /// Encoded [`record`], replacing the previous one.
+    /// Encoded `record`, replacing the previous one.
     pub record: Vec<u8>,
     /// Producers that changed since the stream's previous checkpoint: (producer id, epoch, last sequence number).
     pub producers: Vec<(Bytes, u64, u64)>,
@@ -85,7 +85,7 @@ pub struct Recovered {
 pub struct RecoveredStream {
     /// Stream id.
     pub id: u64,
-    /// Encoded [`record`].
+    /// Encoded `record`.
     pub record: Bytes,
     /// All producers: (producer id, epoch, last sequence number).
     pub producers: Vec<(Bytes, u64, u64)>,

@@ -77,7 +77,10 @@ impl RecentTail {
                 Some(marks) => marks.to_vec(),
                 None => marks(payload),
             };
-            self.sealed.push_back(Block { start: self.open_start, bytes: Bytes::clone(payload), marks });
+            // JSON was copied when it was split. Other bodies may be slices of a larger receive buffer, which would
+            // stay in RAM with them, beyond what is accounted for.
+            let bytes = if self.json { Bytes::clone(payload) } else { Bytes::copy_from_slice(payload) };
+            self.sealed.push_back(Block { start: self.open_start, bytes, marks });
             self.open_start += payload.len() as u64;
             return;
         }
@@ -144,7 +147,7 @@ impl RecentTail {
         if !self.json || position == self.end() {
             return true;
         }
-        let (bytes, at) = self.from_mark(position);
+        let (bytes, at) = self.since_mark(position);
         json::is_boundary(bytes, at)
     }
 
@@ -154,18 +157,18 @@ impl RecentTail {
         if !self.json || to >= self.end() {
             return to.min(self.end());
         }
-        let (bytes, at) = self.from_mark(to);
+        let (bytes, at) = self.since_mark(to);
         let floor = to - (at - json::floor_boundary(bytes, at)) as u64;
         if floor > from {
             return floor;
         }
-        let (bytes, at) = self.from_mark(from);
+        let (bytes, at) = self.since_mark(from);
         let message = json::first_message_len(&bytes[at..]).expect("a block holds whole messages");
         from + message as u64
     }
 
     /// The bytes from the last mark at or before `position` to the end of its block, and where `position` is in them.
-    fn from_mark(&self, position: u64) -> (&[u8], usize) {
+    fn since_mark(&self, position: u64) -> (&[u8], usize) {
         let index = self.sealed.partition_point(|block| block.end() <= position);
         let (start, bytes, marks): (u64, &[u8], &[u32]) = match self.sealed.get(index) {
             Some(block) => (block.start, &block.bytes, &block.marks),

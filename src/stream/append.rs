@@ -115,7 +115,7 @@ impl StreamState {
         match body.json.as_ref().expect("the body of a JSON request is parsed before it gets here") {
             Ok(json) if json.messages == 0 => Err(AppendRefusal::EmptyArray),
             Ok(json) => Ok(json.into()),
-            Err(error) => Err(AppendRefusal::InvalidJson(error.clone())),
+            Err(error) => Err(AppendRefusal::InvalidJson(*error)),
         }
     }
 

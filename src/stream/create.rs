@@ -72,6 +72,20 @@ impl StreamState {
     }
 }
 
+/// Content type of a new stream: as asked for, or its fork source's. Comes before the fork point is looked at (§4).
+pub fn decide_content_type(
+    asked: Option<&ContentType>,
+    source: Option<&ContentType>,
+) -> Result<ContentType, CreateRefusal> {
+    match (asked, source) {
+        (Some(asked), Some(source)) if !asked.same_media_type(source) => {
+            Err(CreateRefusal::ContentTypeMismatch { stored: source.as_str().to_owned() })
+        }
+        (Some(given), _) | (None, Some(given)) => Ok(given.clone()),
+        (None, None) => Ok(ContentType::octet_stream()),
+    }
+}
+
 /// The creation of a stream whose name is free. For a fork, `resolved` says what its source offers.
 pub fn decide_create(
     request: &CreateRequest,
@@ -79,15 +93,8 @@ pub fn decide_create(
     now_ms: i64,
     limits: &StreamLimits,
 ) -> Result<Creation, CreateRefusal> {
-    let content_type = match (&request.content_type, resolved) {
-        (Some(asked), Some(source)) if !asked.same_media_type(&source.content_type) => {
-            let stored = source.content_type.as_str().to_owned();
-            return Err(CreateRefusal::ContentTypeMismatch { stored });
-        }
-        (Some(asked), _) => asked.clone(),
-        (None, Some(source)) => source.content_type.clone(),
-        (None, None) => ContentType::octet_stream(),
-    };
+    let source_type = resolved.map(|source| &source.content_type);
+    let content_type = decide_content_type(request.content_type.as_ref(), source_type)?;
     let payload = payload(&request.body, &content_type)?;
     if let Some(limit) = limits.stream_bytes_max
         && payload.len() as u64 > limit
@@ -125,7 +132,7 @@ fn payload(body: &Body, content_type: &ContentType) -> Result<Payload, CreateRef
     }
     match body.json.as_ref().expect("the body of a JSON request is parsed before it gets here") {
         Ok(json) => Ok(json.into()),
-        Err(error) => Err(CreateRefusal::InvalidJson(error.clone())),
+        Err(error) => Err(CreateRefusal::InvalidJson(*error)),
     }
 }
 

@@ -46,6 +46,7 @@ pub enum ProducerVerdict {
 
 /// The producers of one stream. Empty for most streams, and then it costs one pointer.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::box_collection, reason = "an empty map takes four pointers, and there may be millions")]
 pub struct Producers(Option<Box<HashMap<Bytes, ProducerState, ahash::RandomState>>>);
 
 impl Producers {

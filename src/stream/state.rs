@@ -46,6 +46,7 @@ pub struct StreamState {
     pub producers: Producers,
     /// Where inherited bytes come from.
     pub fork: Option<Box<ForkOrigin>>,
+    #[expect(clippy::box_collection, reason = "most streams have none, and then it costs one pointer")]
     pins: Option<Box<BTreeSet<StreamRef>>>,
 }
 

@@ -82,9 +82,8 @@ impl Shard {
 
     fn pinned(&mut self, child: u64) {
         let Some(pending) = self.take_pending(child) else {
-            // Refused meanwhile, by a failure or a stop here. The source's shard is told through a check at the
-            // latest when it opens again; but there is no reason to wait for that.
-            return self.release_lost_children();
+            // Refused meanwhile, by a failure or a stop here: it is one of the doubtful ones.
+            return self.settle_doubts();
         };
         let PendingFork { id, creation, reply, parked } = pending;
         self.stage_new_stream(id, creation, reply);
@@ -111,29 +110,29 @@ impl Shard {
         self.pending_forks.remove(&name)
     }
 
-    /// Forks that wait for their pins are given up. Their pins may hold already: they are let go of.
+    /// Forks that wait for their pins are given up. Their pins may hold already.
     pub(super) fn refuse_pending_forks(&mut self, why: Unavailable) {
         let pending: Vec<PendingFork> = self.pending_forks.drain().map(|(_, pending)| pending).collect();
         for PendingFork { id, creation, reply, parked } in pending {
             self.release_creation(&creation);
             let fork = creation.fork.as_ref().expect("only forks wait for pins");
-            self.lost_children.push((fork.source_ref, self.stream_ref(id)));
+            self.doubtful_children.insert((fork.source_ref, self.stream_ref(id)));
             self.answer(reply, Err(why.into()));
             for request in parked {
                 let (origin, parcel) = request.refuse(why);
                 self.send(origin, parcel);
             }
         }
-        self.release_lost_children();
+        self.settle_doubts();
     }
 
-    /// Lets go of the pins of children that will never be.
-    pub(super) fn release_lost_children(&mut self) {
-        if matches!(self.phase, Phase::Recovering) {
-            // Some may turn out to have been committed after all.
+    /// Lets go of the pins of children that do not exist.
+    pub(super) fn settle_doubts(&mut self) {
+        if !matches!(self.phase, Phase::Working) {
+            // Some may turn out to exist after all. If this shard stops instead, the next start settles it.
             return;
         }
-        for (source, child) in std::mem::take(&mut self.lost_children) {
+        for (source, child) in std::mem::take(&mut self.doubtful_children) {
             if !self.streams.contains_key(&child.id) {
                 self.mail_shard(source.shard.into(), ForkMail::Unpin { source, child });
             }
@@ -158,14 +157,15 @@ impl Shard {
 
     fn check_pin(&mut self, source: StreamRef, child: StreamRef) {
         if !matches!(self.phase, Phase::Working) {
-            // What is in RAM may not be what storage holds. A pin too many costs space, a pin too few costs data.
+            // What is in RAM may not be what storage holds. A pin too many costs space, one too few costs data.
+            self.doubtful_children.insert((source, child));
             return;
         }
         let is_its_fork =
             |entry: &Entry| entry.state.fork.as_ref().is_some_and(|fork| fork.source_ref == source);
         let exists = self.entry(child.id).is_some_and(is_its_fork)
             || self.pending_forks.values().any(|pending| pending.id == child.id)
-            || self.lost_children.iter().any(|(_, lost)| *lost == child);
+            || self.doubtful_children.iter().any(|(_, lost)| *lost == child);
         if !exists {
             self.mail_shard(source.shard.into(), ForkMail::Unpin { source, child });
         }

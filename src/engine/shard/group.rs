@@ -62,6 +62,7 @@ enum Effect {
 
 /// What waits for the group.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are answers")]
 enum Waiting {
     /// An answer that rests on it.
     Answer(Origin, Parcel),
@@ -160,6 +161,7 @@ impl Shard {
         if matches!(self.phase, Phase::Recovering) {
             return;
         }
+        self.settling.add_group(self.group.seq, self.group.frames.len() as u64);
         let checkpoint = self.checkpoint();
         if self.group.events == 0 && checkpoint.is_none() {
             return;
@@ -175,7 +177,6 @@ impl Shard {
         }
         let bytes = group.frames.len() as u64;
         self.staged_bytes += bytes;
-        self.settling.journal_bytes += bytes;
         self.submitted.push_back(SubmittedGroup { seq: group.seq, bytes, outcome: group.outcome });
         if let Some(committer) = &self.committer {
             committer.submit(Group { seq: group.seq, frames: group.frames, checkpoint });
@@ -362,22 +363,23 @@ impl Shard {
         }
     }
 
-    /// Others count on some effects: a child on its pin, a source on its child.
+    /// Others count on some effects: a child on its pin, a source on hearing of its child's beginning or end. Which of
+    /// the two a source has to hear of shows when the storage is open again.
     fn lose(&mut self, effect: &Effect) {
         match effect {
             Effect::Pinned { child } => {
                 let why = NotPinned::Unavailable(Unavailable::CommitFailed);
                 self.mail_shard(child.shard.into(), ForkMail::NotPinned { child: child.id, why });
             }
-            Effect::Visible { id, .. } => {
+            Effect::Visible { id, .. } | Effect::Removed { id } => {
                 if let Some(entry) = self.streams.get(id)
-                    && !entry.durable.exists
+                    && (entry.ending || !entry.durable.exists)
                     && let Some(fork) = &entry.state.fork
                 {
-                    self.lost_children.push((fork.source_ref, self.stream_ref(*id)));
+                    self.doubtful_children.insert((fork.source_ref, self.stream_ref(*id)));
                 }
             }
-            _ => {}
+            Effect::Settled { .. } => {}
         }
     }
 }

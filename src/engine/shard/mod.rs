@@ -78,8 +78,9 @@ pub(crate) struct Shard {
     next_stream_id: u64,
     /// Names that a fork is about to take, while its source is being pinned.
     pending_forks: RamMap<StreamName, PendingFork>,
-    /// Children whose creation was lost with a failed group: their pins go once the shard is open again.
-    lost_children: Vec<(StreamRef, StreamRef)>,
+    /// Forks of this shard of which nobody knows whether they exist, with their sources: a failed group had their
+    /// creation or their end in it. Once the shard is open again, the pins of those that do not exist go.
+    doubtful_children: HashSet<(StreamRef, StreamRef), ahash::RandomState>,
     /// `None` in memory mode, where everything is durable at once.
     committer: Option<Committer>,
     /// The commit thread has ended.
@@ -133,7 +134,7 @@ impl Shard {
             streams: RamMap::default(),
             next_stream_id,
             pending_forks: RamMap::default(),
-            lost_children: Vec::new(),
+            doubtful_children: HashSet::default(),
             committer: None,
             storage_closed: false,
             reader: None,

@@ -34,7 +34,7 @@ impl Shard {
         }
         let mut orphans = HashSet::new();
         for (group, frames) in recovered.groups {
-            self.settling.restored_group(group, frames.len() as u64);
+            self.settling.add_group(group, frames.len() as u64);
             for (id, event) in frame::decode_all(frames)? {
                 self.replay(id, event, group, &mut orphans);
             }
@@ -151,7 +151,7 @@ impl Shard {
             self.phase = Phase::Working;
         }
         self.catch_up_readers();
-        self.release_lost_children();
+        self.settle_doubts();
         self.check_pins();
     }
 

@@ -27,12 +27,14 @@ pub(super) struct Settling {
     pub(super) removed: VecDeque<(u64, u64)>,
     /// Settled content that is still in RAM, oldest first: stream, end.
     kept: VecDeque<(u64, u64)>,
-    /// Frames in the journal, roughly: what was added since it was last known to be empty, less what was trimmed.
-    pub(super) journal_bytes: u64,
+    /// Frames in the journal: the sum of `sizes`.
+    journal_bytes: u64,
     /// Content in RAM.
     pub(super) recent_bytes: u64,
-    /// Bytes added to the journal by group, to know what trimming frees: (group, bytes).
+    /// The journal's groups, to know what trimming frees: (group, bytes).
     sizes: VecDeque<(u64, u64)>,
+    /// Groups below are trimmed, or will be with a checkpoint that is on its way.
+    trimmed_before: u64,
 }
 
 impl Settling {
@@ -42,18 +44,21 @@ impl Settling {
         dirty.min(removed)
     }
 
-    /// A journal group found at opening.
-    pub(super) fn restored_group(&mut self, group: u64, bytes: u64) {
-        self.journal_bytes += bytes;
-        self.sizes.push_back((group, bytes));
+    /// A group that the journal holds, or is about to.
+    pub(super) fn add_group(&mut self, group: u64, bytes: u64) {
+        if bytes > 0 {
+            self.journal_bytes += bytes;
+            self.sizes.push_back((group, bytes));
+        }
     }
 
     fn trim(&mut self, before: u64) {
+        self.trimmed_before = before;
         while let Some(&(group, bytes)) = self.sizes.front()
             && group < before
         {
             self.sizes.pop_front();
-            self.journal_bytes = self.journal_bytes.saturating_sub(bytes);
+            self.journal_bytes -= bytes;
         }
     }
 }
@@ -62,19 +67,21 @@ impl Shard {
     /// What the open group should settle, if anything.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
         let group = self.group.seq;
-        if !self.group.frames.is_empty() {
-            self.settling.sizes.push_back((group, self.group.frames.len() as u64));
-        }
         let over_budget = self.settling.journal_bytes > self.limits.journal_bytes;
         let durable = self.durable_group;
-        let removals = self.settling.removed.iter().take_while(|(_, group)| *group <= durable).count();
+        let ended = self.settling.removed.iter().take(REMOVALS_MAX);
+        let removals = ended.take_while(|(_, group)| *group <= durable).count();
         if !over_budget && removals == 0 {
             return None;
         }
         let streams = if over_budget { self.settle_streams(group) } else { Vec::new() };
-        let removals = removals.min(REMOVALS_MAX);
-        let removed = self.settling.removed.drain(..removals).map(|(id, _)| id).collect();
+        let removed: Vec<u64> = self.settling.removed.drain(..removals).map(|(id, _)| id).collect();
         let trim_before = self.settling.trim_before(group);
+        if streams.is_empty() && removed.is_empty() && trim_before <= self.settling.trimmed_before {
+            // Over the budget because of something that is not durable yet. Committing nothing would not help, and
+            // would come up again as soon as it is committed.
+            return None;
+        }
         self.settling.trim(trim_before);
         Some(Checkpoint { streams, removed, trim_before, next_stream_id: self.next_stream_id })
     }

@@ -33,12 +33,12 @@
 //! # Row sizes
 //!
 //! redb keeps a row inside one page, writes whole pages, and makes pages of 4096·2^k bytes. Rows are therefore cut to fill
-//! their page: at most 64 KiB of page each, less the page's own overhead (see [`rows`]), and a remainder that would leave
+//! their page: at most 64 KiB of page each, less the page's own overhead (see `rows`), and a remainder that would leave
 //! more than a quarter of its page empty is cut once more.
 //!
 //! # Durability
 //!
-//! One [`CommitLog::commit`](super::CommitLog::commit) is one redb transaction with `Durability::Immediate`: one fsync (two
+//! One [`CommitLog::commit`] is one redb transaction with `Durability::Immediate`: one fsync (two
 //! with `two_phase_commit`, one more when the file grows). After a failed commit the database is closed and opened again.
 //! Opening it again first drops the kernel's cached pages of the file: after a failed fsync they may hold bytes that the
 //! disk does not, and redb's checksums can only judge what the disk holds.

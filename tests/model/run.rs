@@ -1,0 +1,624 @@
+//! Runs a sequence against a store and the model at once.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use durable_streams_server::config::Config;
+use durable_streams_server::engine::api::{
+    AppendError, AppendRefusal, CreateError, CreateRefusal, Full, LiveEvent, LookupError, LookupRefusal, Page,
+    ReadError, ReadRequest, Storage, StreamInfo, Unavailable,
+};
+use durable_streams_server::engine::clock::Clock;
+use durable_streams_server::engine::{AcidStorage, EngineOptions, InMemoryStorage, shard_of};
+use durable_streams_server::protocol::offset::RequestedOffset;
+use tokio::runtime::Runtime;
+
+use crate::disk::{Calls, Disks, Fault};
+use crate::model::{Answer, Appended, Created, Limits, Model, Stream};
+use crate::plan::{At, Change, Command, NAMES, Position, Setting};
+use crate::request::{Append, Body, Create, Life, stream_name};
+
+/// How long something that has to happen by itself may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+const START_MS: i64 = 1_700_000_000_000;
+const PRODUCERS_MAX: usize = 3;
+/// Of the memory mode; no sequence comes near it.
+const MEMORY_BYTES: u64 = 16 << 20;
+/// Names that no command uses, one on each shard.
+const PROBES: u8 = 100;
+
+/// Where the store keeps its data.
+pub(crate) enum Below {
+    Memory,
+    Disks(Arc<Disks>),
+    Directory(tempfile::TempDir),
+}
+
+/// The store's word that it cannot tell.
+#[derive(Debug)]
+enum Trouble {
+    Refused(String),
+    Unavailable(Unavailable),
+}
+
+fn full(full: Full) -> Trouble {
+    Trouble::Refused(format!("FULL: {full}"))
+}
+
+impl From<CreateError> for Trouble {
+    fn from(error: CreateError) -> Self {
+        let refusal = match error {
+            CreateError::Refused(refusal) => refusal,
+            CreateError::Full(why) => return full(why),
+            CreateError::Unavailable(why) => return Self::Unavailable(why),
+        };
+        Self::Refused(match refusal {
+            CreateRefusal::AlreadyExists => "ALREADY_EXISTS".into(),
+            CreateRefusal::PathBlocked => "PATH_BLOCKED".into(),
+            CreateRefusal::SourceNotFound => "NOT_FOUND".into(),
+            CreateRefusal::SourceDeleted => "FORK_FROM_TOMBSTONE".into(),
+            CreateRefusal::ContentTypeMismatch { .. } => "CONTENT_TYPE_MISMATCH".into(),
+            CreateRefusal::InvalidForkPoint => "INVALID_OFFSET".into(),
+            CreateRefusal::InvalidJson(_) => "INVALID_JSON".into(),
+            CreateRefusal::StreamTooLarge { .. } => "PAYLOAD_TOO_LARGE".into(),
+            other => format!("unknown: {other}"),
+        })
+    }
+}
+
+impl From<AppendError> for Trouble {
+    fn from(error: AppendError) -> Self {
+        let refusal = match error {
+            AppendError::Refused(refusal) => refusal,
+            AppendError::Full(why) => return full(why),
+            AppendError::Unavailable(why) => return Self::Unavailable(why),
+        };
+        Self::Refused(match refusal {
+            AppendRefusal::NotFound => "NOT_FOUND".into(),
+            AppendRefusal::Gone => "GONE".into(),
+            AppendRefusal::Closed { tail } => format!("STREAM_CLOSED at {tail}"),
+            AppendRefusal::ContentTypeMismatch { .. } => "CONTENT_TYPE_MISMATCH".into(),
+            AppendRefusal::StaleEpoch { current } => format!("PRODUCER_EPOCH_FENCED by {current}"),
+            AppendRefusal::NewEpochNotAtZero => "BAD_REQUEST".into(),
+            AppendRefusal::SequenceGap { expected, received } => {
+                format!("SEQUENCE_CONFLICT, {expected} expected, {received} sent")
+            }
+            AppendRefusal::InvalidJson(_) => "INVALID_JSON".into(),
+            AppendRefusal::EmptyArray => "EMPTY_ARRAY".into(),
+            AppendRefusal::StreamSeqConflict => "SEQUENCE_CONFLICT".into(),
+            AppendRefusal::StreamTooLarge { .. } => "PAYLOAD_TOO_LARGE".into(),
+            AppendRefusal::ProducerLimit { .. } => "PRODUCER_LIMIT".into(),
+            other => format!("unknown: {other}"),
+        })
+    }
+}
+
+fn lookup(refusal: LookupRefusal) -> Trouble {
+    Trouble::Refused(match refusal {
+        LookupRefusal::NotFound => "NOT_FOUND".into(),
+        LookupRefusal::Gone => "GONE".into(),
+        other => format!("unknown: {other}"),
+    })
+}
+
+impl From<LookupError> for Trouble {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Refused(refusal) => lookup(refusal),
+            LookupError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Refused(refusal) => lookup(refusal),
+            ReadError::InvalidOffset => Self::Refused("INVALID_OFFSET".into()),
+            ReadError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+/// An answer that has to be one, good or bad.
+#[track_caller]
+fn certain<T, E: Into<Trouble>>(answer: Result<T, E>) -> Answer<T> {
+    answer.map_err(|error| match error.into() {
+        Trouble::Refused(refusal) => refusal,
+        Trouble::Unavailable(why) => panic!("nothing is wrong with the disk, yet: {why}"),
+    })
+}
+
+/// A store, the model, and what was done so far.
+pub(crate) struct Run {
+    runtime: Runtime,
+    setting: Setting,
+    below: Below,
+    clock: Clock,
+    store: Arc<dyn Storage>,
+    model: Model,
+    incarnations: HashMap<u64, u128>,
+    log: String,
+}
+
+impl Run {
+    pub(crate) fn new(setting: Setting, below: Below) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let clock = Clock::manual(START_MS);
+        let limits = Limits { stream_bytes: setting.stream_bytes_max, producers: PRODUCERS_MAX };
+        let store = open(&setting, &below, &clock);
+        Self {
+            runtime,
+            setting,
+            below,
+            clock,
+            store,
+            model: Model::new(START_MS, limits),
+            incarnations: HashMap::new(),
+            log: String::new(),
+        }
+    }
+
+    /// Runs all of it, and prints what happened if that is not what should have.
+    pub(crate) fn all(mut self, commands: &[Command]) {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for command in commands {
+                self.step(command);
+            }
+            self.check_everything();
+            self.check_that_nothing_is_left();
+        }));
+        if let Err(panic) = outcome {
+            eprintln!("{:?}\n{}", self.setting, self.log);
+            std::panic::resume_unwind(panic);
+        }
+        self.wait_for(self.store.shutdown());
+    }
+
+    fn note(&mut self, what: impl std::fmt::Debug) {
+        writeln!(self.log, "  {what:?}").expect("a text takes more text");
+    }
+
+    #[track_caller]
+    fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
+        let bounded = async { tokio::time::timeout(PATIENCE, future).await };
+        self.runtime.block_on(bounded).expect("there is an answer in time")
+    }
+
+    fn step(&mut self, command: &Command) {
+        match command {
+            Command::Create(plan) => {
+                let request = plan.resolve(&self.model, START_MS);
+                self.note(&request);
+                self.create(&request);
+            }
+            Command::Append(plan) => {
+                let request = plan.resolve(&self.model);
+                self.note(&request);
+                self.append(&request);
+            }
+            Command::Delete(name) => {
+                self.note(command);
+                self.delete(*name);
+            }
+            Command::Head(name) => {
+                self.note(command);
+                self.check_head(*name);
+            }
+            Command::Read(name, at, max) => self.read(*name, *at, *max),
+            Command::Tail(name, at, max) => self.tail(*name, *at, *max),
+            Command::Advance(ms) => {
+                let ms = self.model.advance(*ms);
+                self.note(format!("{ms} ms pass"));
+                self.clock.advance(Duration::from_millis(ms.unsigned_abs()));
+                self.wait_until_settled();
+            }
+            Command::Restart => {
+                self.note(command);
+                self.wait_for(self.store.shutdown());
+                self.reopen();
+            }
+            Command::Crash => {
+                self.note(command);
+                self.crash();
+            }
+            Command::Broken { after_calls, power, change } => self.broken(*after_calls, *power, change),
+        }
+    }
+
+    fn create(&mut self, request: &Create) {
+        let answer = self.wait_for(self.store.create(request.for_store()));
+        let answer = certain(answer.map(|created| Created {
+            existed: created.existed,
+            content_type: created.content_type.as_str().to_owned(),
+            tail: created.tail,
+            closed: created.closed,
+        }));
+        let expected = self.model.create(request);
+        assert_eq!(answer, expected, "create");
+        self.wait_until_settled();
+        self.check_head(request.name);
+    }
+
+    fn append(&mut self, request: &Append) {
+        let answer = self.wait_for(self.store.append(request.for_store()));
+        let answer = certain(answer.map(|appended| Appended {
+            tail: appended.tail,
+            closed: appended.closed,
+            duplicate: appended.duplicate,
+            producer: appended.producer,
+        }));
+        assert_eq!(answer, self.model.append(request), "append");
+        self.check_head(request.name);
+    }
+
+    fn delete(&mut self, name: u8) {
+        let answer = certain(self.wait_for(self.store.delete(stream_name(name))));
+        assert_eq!(answer, self.model.delete(name), "delete");
+        self.check_head(name);
+        self.wait_until_settled();
+    }
+
+    /// One page, compared with what the model holds there.
+    fn read(&mut self, name: u8, at: At, max_bytes: usize) {
+        let position = at.resolve(self.model.get(name));
+        self.note(format!("read {name} from {position:?}, at most {max_bytes}"));
+        let answer = self.page(name, position, max_bytes);
+        match self.start_of(name, position) {
+            Err(refusal) => assert_eq!(answer.map(drop), Err(refusal), "read"),
+            Ok(start) => {
+                let page = answer.expect("it can be read");
+                check_page(self.model.get(name).expect("it is readable"), start, max_bytes, &page);
+                self.check_info(name, &page.info);
+                self.model.renew(name);
+            }
+        }
+    }
+
+    fn page(&self, name: u8, position: Position, max_bytes: usize) -> Answer<Page> {
+        let request = ReadRequest { name: stream_name(name), from: offset(position), max_bytes };
+        certain(self.wait_for(self.store.read(request)))
+    }
+
+    fn start_of(&self, name: u8, position: Position) -> Answer<u64> {
+        let stream = self.model.readable(name)?;
+        match position {
+            Position::Start => Ok(0),
+            Position::Now => Ok(stream.tail()),
+            Position::Byte(at) if stream.is_position(at) => Ok(at),
+            Position::Byte(_) => Err("INVALID_OFFSET".into()),
+        }
+    }
+
+    /// A live reader that leaves when it has seen everything.
+    fn tail(&mut self, name: u8, at: At, max_bytes: usize) {
+        let position = at.resolve(self.model.get(name));
+        self.note(format!("live read of {name} from {position:?}, at most {max_bytes}"));
+        let answer = certain(self.wait_for(self.store.subscribe(stream_name(name), offset(position))));
+        let start = match self.start_of(name, position) {
+            Err(refusal) => return assert_eq!(answer.map(drop), Err(refusal), "subscribe"),
+            Ok(start) => start,
+        };
+        let mut subscription = answer.expect("it can be read");
+        let stream = self.model.get(name).expect("it is readable").clone();
+        let mut at = start;
+        // At the tail of an open stream nothing comes.
+        while at < stream.tail() || (stream.closed.is_some() && at == start) {
+            // Enough for a few batches at least, so that a large stream does not take for ever.
+            let max_bytes = max_bytes.max(stream.content.len() / 16);
+            let event = certain(self.wait_for(subscription.next(max_bytes))).expect("it goes on");
+            match event {
+                LiveEvent::Data(batch) => {
+                    assert_eq!(batch.start, at, "batches are contiguous");
+                    let data = batch.data.concat();
+                    assert_eq!(data, stream.content[at as usize..batch.end as usize]);
+                    assert!(batch.end > at, "batches are not empty");
+                    at = batch.end;
+                    assert!(stream.is_position(at));
+                    assert_eq!(batch.up_to_date, at == stream.tail());
+                    assert_eq!(batch.closed, at == stream.tail() && stream.closed.is_some());
+                }
+                LiveEvent::Closed { tail } => {
+                    assert_eq!((tail, at), (stream.tail(), stream.tail()));
+                    assert!(stream.closed.is_some());
+                    break;
+                }
+                other => panic!("the stream did not end: {other:?}"),
+            }
+        }
+        drop(subscription);
+        // That the reader left is on its way to the shard; this comes behind it.
+        self.check_head(name);
+        self.model.renew(name);
+    }
+
+    /// What a description says, against the model.
+    #[track_caller]
+    fn check_head(&mut self, name: u8) {
+        let answer = certain(self.wait_for(self.store.head(stream_name(name))));
+        match self.model.readable(name) {
+            Err(refusal) => assert_eq!(answer.map(drop), Err(refusal), "head of {name}"),
+            Ok(_) => self.check_info(name, &answer.expect("it is there")),
+        }
+    }
+
+    #[track_caller]
+    fn check_info(&mut self, name: u8, info: &StreamInfo) {
+        let stream = self.model.get(name).expect("it is there");
+        assert_eq!(info.content_type.as_str(), stream.content_type);
+        assert_eq!(info.tail, stream.tail(), "tail of {name}");
+        assert_eq!(info.closed, stream.closed.is_some(), "closure of {name}");
+        let remaining_ms = stream.life.as_ref().map(|life| match life {
+            Life::Ttl(seconds) => seconds * 1000,
+            Life::At { ms, .. } => (ms - self.model.now_ms).unsigned_abs(),
+        });
+        assert_eq!(info.remaining_ms, remaining_ms);
+        let known = *self.incarnations.entry(stream.uid).or_insert(info.incarnation);
+        assert_eq!(info.incarnation, known, "an incarnation keeps its id");
+        let others = self.incarnations.iter().filter(|(uid, id)| **uid != stream.uid && **id == known).count();
+        assert_eq!(others, 0, "incarnations are never used again");
+    }
+
+    /// Waits for what ends by itself: expired streams, and deleted ones whose last fork ended.
+    fn wait_until_settled(&mut self) {
+        for name in 0..NAMES {
+            let Err(expected) = self.model.readable(name).map(drop) else { continue };
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let answer = certain(self.wait_for(self.store.head(stream_name(name)))).map(drop);
+                if answer == Err(expected.clone()) {
+                    break;
+                }
+                assert_eq!(answer, Err("GONE".into()), "{name} has ended");
+                assert!(Instant::now() < deadline, "{name} is kept for forks that are gone");
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.store = open(&self.setting, &self.below, &self.clock);
+        self.model.reopened();
+        self.wait_until_settled();
+        self.check_everything();
+    }
+
+    fn crash(&mut self) {
+        if let Below::Disks(disks) = &self.below {
+            disks.cut_power();
+        }
+        // Ends its threads; its disks are gone already.
+        self.wait_for(self.store.shutdown());
+        self.reopen();
+    }
+
+    fn broken(&mut self, after_calls: u64, power: bool, change: &Change) {
+        let Below::Disks(disks) = &self.below else { return };
+        let disks = disks.clone();
+        for shard in 0..self.setting.shards {
+            let error = std::io::ErrorKind::Other;
+            disks.shard(shard).arm(Fault { calls: Calls::All, after: after_calls, error, lasting: power });
+        }
+        let before = self.model.clone();
+        let (answer, expected) = self.attempt(change);
+        if power {
+            self.note("the power is cut");
+            disks.cut_power();
+            self.wait_for(self.store.shutdown());
+            self.store = open(&self.setting, &self.below, &self.clock);
+        } else {
+            disks.heal();
+            self.wait_until_writable();
+        }
+        self.note(format!("{answer:?}"));
+        self.model.reopened();
+        if let Some(answer) = answer {
+            assert_eq!(answer, expected);
+        } else {
+            let mut before = before;
+            before.reopened();
+            let mut after = std::mem::replace(&mut self.model, before);
+            if self.has_happened(&after) {
+                std::mem::swap(&mut self.model, &mut after);
+                self.note("it happened");
+            }
+            self.model.blur(&after);
+        }
+        self.wait_until_settled();
+        self.check_everything();
+    }
+
+    /// Does it, whatever comes of it: `None` = unknown.
+    fn attempt(&mut self, change: &Change) -> (Option<Answer<()>>, Answer<()>) {
+        fn certain<T, E: Into<Trouble>>(answer: Result<T, E>) -> Option<Answer<()>> {
+            match answer.map_err(Into::into) {
+                Ok(_) => Some(Ok(())),
+                Err(Trouble::Refused(refusal)) => Some(Err(refusal)),
+                Err(Trouble::Unavailable(_)) => None,
+            }
+        }
+        match change {
+            Change::Create(plan) => {
+                let request = plan.resolve(&self.model, START_MS);
+                self.note(("broken", &request));
+                let answer = certain(self.wait_for(self.store.create(request.for_store())));
+                (answer, self.model.create(&request).map(drop))
+            }
+            Change::Append(plan) => {
+                let request = plan.resolve(&self.model);
+                self.note(("broken", &request));
+                let answer = certain(self.wait_for(self.store.append(request.for_store())));
+                (answer, self.model.append(&request).map(drop))
+            }
+            Change::Delete(name) => {
+                self.note(("broken delete", name));
+                let answer = certain(self.wait_for(self.store.delete(stream_name(*name))));
+                (answer, self.model.delete(*name))
+            }
+        }
+    }
+
+    /// Whether the store looks like this model, and not like the present one.
+    fn has_happened(&self, after: &Model) -> bool {
+        (0..NAMES).any(|name| {
+            let visible = |stream: &Stream| (stream.uid, stream.tail(), stream.closed.is_some());
+            let [then, now] = [after, &self.model].map(|model| model.readable(name).map(visible));
+            if then == now {
+                return false;
+            }
+            let there = certain(self.wait_for(self.store.head(stream_name(name))));
+            match (there, then) {
+                (Ok(there), Ok((_, tail, closed))) => (there.tail, there.closed) == (tail, closed),
+                // A deleted stream's last fork may have gone with it, which is seen a little later.
+                (Err(_), Err(_)) => true,
+                _ => false,
+            }
+        })
+    }
+
+    /// Waits until every shard commits again: what was submitted before has failed or not by then.
+    fn wait_until_writable(&mut self) {
+        for probe in self.probes() {
+            let create = Create {
+                name: probe,
+                content_type: None,
+                life: None,
+                closed: false,
+                body: Body::Bytes(Vec::new()),
+                fork: None,
+            };
+            let append = Append {
+                name: probe,
+                content_type: "application/octet-stream".into(),
+                body: Body::Bytes(vec![0]),
+                close: false,
+                seq: None,
+                producer: None,
+            };
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let created = self.wait_for(self.store.create(create.for_store())).is_ok();
+                if created && self.wait_for(self.store.append(append.for_store())).is_ok() {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "the shard takes writes again");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        assert!(self.store.health().is_ready());
+    }
+
+    /// A name on each shard.
+    fn probes(&self) -> Vec<u8> {
+        let shards = self.setting.shards;
+        (0..shards)
+            .map(|shard| {
+                let is_there = |name: &u8| shard_of(stream_name(*name).as_str(), shards) == shard;
+                (PROBES..=u8::MAX).find(is_there).expect("among so many names there is one on each shard")
+            })
+            .collect()
+    }
+
+    /// Every stream, whole.
+    fn check_everything(&mut self) {
+        for name in 0..NAMES {
+            self.check_head(name);
+            let Ok(stream) = self.model.readable(name).cloned() else { continue };
+            let max_bytes = 100.max(stream.content.len() / 8);
+            let mut at = 0;
+            loop {
+                let page = self.page(name, Position::Byte(at), max_bytes).expect("it can be read");
+                check_page(&stream, at, max_bytes, &page);
+                at = page.end;
+                if page.up_to_date() {
+                    break;
+                }
+            }
+            self.model.renew(name);
+        }
+    }
+
+    /// Deletes all there is. Then as much room is left as at the beginning.
+    fn check_that_nothing_is_left(&mut self) {
+        for name in 0..NAMES {
+            self.delete(name);
+        }
+        for probe in self.probes() {
+            // Not all sequences made them.
+            let _ = self.wait_for(self.store.delete(stream_name(probe)));
+        }
+        let room = match self.below {
+            Below::Memory => MEMORY_BYTES as usize,
+            _ => 1,
+        };
+        for name in 0..NAMES + PROBES_MAX {
+            let request = Create {
+                name,
+                content_type: None,
+                life: None,
+                closed: false,
+                body: Body::Bytes(if name == 0 && self.setting.stream_bytes_max.is_none() { vec![1; room] } else { Vec::new() }),
+                fork: None,
+            };
+            let answer = certain(self.wait_for(self.store.create(request.for_store())));
+            assert!(answer.is_ok(), "room for {name}: {answer:?}");
+        }
+    }
+}
+
+/// Room for probes, in streams.
+const PROBES_MAX: u8 = 3;
+
+fn open(setting: &Setting, below: &Below, clock: &Clock) -> Arc<dyn Storage> {
+    let mut config = Config::default();
+    config.storage.acid_shard_count = Some(setting.shards);
+    config.storage.journal_bytes = setting.journal_bytes;
+    config.storage.cache_bytes = 1 << 20;
+    config.limits.max_memory_bytes = setting.recent_bytes;
+    config.limits.max_streams = u64::from(NAMES + PROBES_MAX);
+    config.limits.max_stream_bytes = setting.stream_bytes_max.map(|max| max as u64);
+    config.limits.max_producers_per_stream = PRODUCERS_MAX;
+    let options = EngineOptions::default().with_clock(clock.clone());
+    match below {
+        Below::Memory => {
+            config.limits.max_memory_bytes = MEMORY_BYTES;
+            Arc::new(InMemoryStorage::with_options(&config, &options).unwrap())
+        }
+        Below::Disks(disks) => {
+            let options = options.with_backend(disks.factory());
+            Arc::new(AcidStorage::open_with(&config, &options).unwrap())
+        }
+        Below::Directory(directory) => {
+            config.storage.data_dir = directory.path().to_owned();
+            Arc::new(AcidStorage::open_with(&config, &options).unwrap())
+        }
+    }
+}
+
+fn offset(position: Position) -> RequestedOffset {
+    match position {
+        Position::Start => RequestedOffset::Start,
+        Position::Now => RequestedOffset::Now,
+        Position::Byte(at) => RequestedOffset::At(at),
+    }
+}
+
+/// `protocol.md` §12.
+#[track_caller]
+fn check_page(stream: &Stream, start: u64, max_bytes: usize, page: &Page) {
+    assert_eq!(page.start, start);
+    let data = page.data.concat();
+    assert_eq!(data.len() as u64, page.end - page.start);
+    assert!(page.end <= stream.tail(), "a page of {start}..{} and a tail of {}", page.end, stream.tail());
+    assert!(data == stream.content[start as usize..page.end as usize], "the bytes from {start} to {}", page.end);
+    assert_eq!(page.up_to_date(), page.end == stream.tail());
+    assert!(page.end > start || start == stream.tail(), "a page is never empty while there is data");
+    assert!(stream.is_position(page.end), "JSON pages end between messages");
+    if data.len() > max_bytes {
+        let messages = stream.boundaries.range(start + 1..=page.end).count();
+        assert!(stream.is_json() && messages == 1, "{} bytes in a page of {max_bytes}", data.len());
+    }
+}

@@ -1,0 +1,290 @@
+//! Disks of RAM for redb: they fail, fill up, stall, and forget what was not synced.
+//!
+//! Not a part of `support`, which starts the real binary: tests of the library include this file by its path.
+#![allow(dead_code)]
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use durable_streams_server::storage::acid::BackendFactory;
+use redb::StorageBackend;
+
+/// What a disk writes or forgets as a whole.
+const SECTOR_BYTES: usize = 512;
+
+/// The disks of all shards, and the life of the machine that they are in.
+#[derive(Debug)]
+pub(crate) struct Disks(Vec<Arc<Disk>>);
+
+impl Disks {
+    /// Empty disks for that many shards. `seed` decides which unsynced sectors survive.
+    pub(crate) fn new(shards: usize, seed: u64) -> Self {
+        let disk = |index| Arc::new(Disk::new(seed.wrapping_add(index as u64)));
+        Self((0..shards).map(disk).collect())
+    }
+
+    /// The disk of one shard.
+    pub(crate) fn shard(&self, index: usize) -> &Disk {
+        &self.0[index]
+    }
+
+    /// Opens the disks for a storage that is about to start. It loses them with the next [`Disks::cut_power`].
+    pub(crate) fn factory(&self) -> BackendFactory {
+        let disks: Vec<_> = self.0.iter().map(|disk| (Arc::clone(disk), disk.lock().life)).collect();
+        Arc::new(move |shard| {
+            let (disk, life) = &disks[shard];
+            let handle = disk.open(*life)?;
+            Ok(Box::new(Handle { disk: Arc::clone(disk), number: handle }))
+        })
+    }
+
+    /// Ends all that uses the disks: nothing reaches them any more, and of what was not synced, any sectors are there
+    /// and any are not.
+    pub(crate) fn cut_power(&self) {
+        for disk in &self.0 {
+            let mut state = disk.lock();
+            state.life += 1;
+            state.handle += 1;
+            state.fault = None;
+            state.stalled = false;
+            state.forget();
+            drop(state);
+            disk.changed.notify_all();
+        }
+    }
+
+    /// Removes all faults. What has failed already stays failed until the shard is opened again.
+    pub(crate) fn heal(&self) {
+        self.0.iter().for_each(|disk| disk.heal());
+    }
+
+    /// Calls that failed so far, on all disks.
+    pub(crate) fn failures(&self) -> u64 {
+        self.0.iter().map(|disk| disk.lock().failures).sum()
+    }
+}
+
+/// Which calls a fault counts and strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Calls {
+    Writes,
+    Syncs,
+    Growths,
+    All,
+}
+
+/// A fault that is about to strike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) calls: Calls,
+    /// Calls that still work.
+    pub(crate) after: u64,
+    pub(crate) error: io::ErrorKind,
+    /// Strikes again and again until the disk is healed, not once.
+    pub(crate) lasting: bool,
+}
+
+/// One shard's disk.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What reads see.
+    live: Vec<u8>,
+    /// What a power cut leaves for certain.
+    durable: Vec<u8>,
+    /// Sectors written since the last sync: (offset, content).
+    pending: Vec<(usize, Vec<u8>)>,
+    shrunk: bool,
+    /// Number of the machine's life.
+    life: u64,
+    /// The one handle that works.
+    handle: u64,
+    fault: Option<Fault>,
+    /// A call failed since the disk was opened: its cache is worth nothing.
+    has_failed: bool,
+    failures: u64,
+    stalled: bool,
+    /// Syncs that are held up.
+    waiting: usize,
+    random: u64,
+}
+
+impl Disk {
+    fn new(seed: u64) -> Self {
+        Self { state: Mutex::new(State { random: seed, ..State::default() }), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Arms a fault.
+    pub(crate) fn arm(&self, fault: Fault) {
+        self.lock().fault = Some(fault);
+    }
+
+    /// Removes the fault.
+    pub(crate) fn heal(&self) {
+        self.lock().fault = None;
+    }
+
+    /// Calls that failed so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.lock().failures
+    }
+
+    /// From now on syncs wait.
+    pub(crate) fn stall_syncs(&self) {
+        self.lock().stalled = true;
+    }
+
+    /// Lets the syncs go on.
+    pub(crate) fn resume_syncs(&self) {
+        self.lock().stalled = false;
+        self.changed.notify_all();
+    }
+
+    /// Returns once a sync is held up.
+    pub(crate) fn wait_for_held_sync(&self) {
+        let mut state = self.lock();
+        while state.waiting == 0 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn open(&self, life: u64) -> io::Result<u64> {
+        let mut state = self.lock();
+        if state.life != life {
+            return Err(io::Error::other("the power is cut"));
+        }
+        if std::mem::take(&mut state.has_failed) {
+            state.forget();
+        }
+        state.handle += 1;
+        Ok(state.handle)
+    }
+}
+
+impl State {
+    fn check(&mut self, handle: u64, calls: Calls) -> io::Result<()> {
+        if handle != self.handle {
+            return Err(io::Error::other("the power is cut"));
+        }
+        let Some(fault) = &mut self.fault else { return Ok(()) };
+        if fault.calls != Calls::All && fault.calls != calls {
+            return Ok(());
+        }
+        if fault.after > 0 {
+            fault.after -= 1;
+            return Ok(());
+        }
+        let error = io::Error::from(fault.error);
+        if !fault.lasting {
+            self.fault = None;
+        }
+        self.has_failed = true;
+        self.failures += 1;
+        Err(error)
+    }
+
+    fn coin(&mut self) -> bool {
+        // splitmix64
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 63) == 1
+    }
+
+    /// Of what was not synced, any sectors are there and any are not.
+    fn forget(&mut self) {
+        let mut image = std::mem::take(&mut self.durable);
+        if self.coin() {
+            image.resize(self.live.len(), 0);
+        }
+        for (offset, sector) in std::mem::take(&mut self.pending) {
+            if self.coin() {
+                image.resize(image.len().max(offset + sector.len()), 0);
+                image[offset..offset + sector.len()].copy_from_slice(&sector);
+            }
+        }
+        self.live.clone_from(&image);
+        self.durable = image;
+        self.shrunk = false;
+    }
+
+    fn sync(&mut self) {
+        if std::mem::take(&mut self.shrunk) {
+            self.durable.clone_from(&self.live);
+            self.pending.clear();
+        }
+        self.durable.resize(self.live.len(), 0);
+        for (offset, sector) in self.pending.drain(..) {
+            self.durable[offset..offset + sector.len()].copy_from_slice(&sector);
+        }
+    }
+}
+
+/// An open disk.
+#[derive(Debug)]
+struct Handle {
+    disk: Arc<Disk>,
+    number: u64,
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().live.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.disk.lock();
+        if self.number != state.handle {
+            return Err(io::Error::other("the power is cut"));
+        }
+        let source = state.live.get(offset as usize..offset as usize + out.len());
+        out.copy_from_slice(source.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        let (old, new) = (state.live.len(), len as usize);
+        if new > old {
+            state.check(self.number, Calls::Growths)?;
+        }
+        state.shrunk |= new < old;
+        state.live.resize(new, 0);
+        state.pending.retain(|(offset, sector)| offset + sector.len() <= new);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.waiting += 1;
+        self.disk.changed.notify_all();
+        while state.stalled && state.handle == self.number {
+            state = self.disk.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.waiting -= 1;
+        state.check(self.number, Calls::Syncs)?;
+        state.sync();
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.check(self.number, Calls::Writes)?;
+        let offset = offset as usize;
+        let target = state.live.get_mut(offset..offset + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        target.copy_from_slice(data);
+        for (at, sector) in data.chunks(SECTOR_BYTES).enumerate() {
+            state.pending.push((offset + at * SECTOR_BYTES, sector.to_vec()));
+        }
+        Ok(())
+    }
+}
