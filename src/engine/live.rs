@@ -252,6 +252,11 @@ impl Subscription {
         Self { engine, info, attachment, topic, position, held: 0 }
     }
 
+    /// The position that was asked for is none of the stream's.
+    pub(super) fn refused(mut self) {
+        self.attachment.refused = true;
+    }
+
     /// The incarnation that is read.
     pub(super) fn stream(&self) -> StreamRef {
         self.attachment.stream
@@ -299,6 +304,18 @@ impl Subscription {
                 return Ok(LiveEvent::Closed { tail: self.info.tail });
             }
             changed.await;
+        }
+    }
+
+    /// As [`Self::next`], but what one commit brought is cut as well: for an answer that is one page (`protocol.md`
+    /// §12).
+    pub async fn next_page(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
+        match self.next(max_bytes).await? {
+            LiveEvent::Data(batch) if batch.end - batch.start > max_bytes as u64 => {
+                self.position = batch.start;
+                self.catch_up(max_bytes).await
+            }
+            event => Ok(event),
         }
     }
 

@@ -61,7 +61,7 @@ struct Draft {
 }
 
 impl Engine {
-    /// One page of a stream, at most about `bytes_max` bytes.
+    /// One page of a stream: at most `bytes_max` bytes, or one message that is larger.
     pub(super) async fn page(
         &self,
         shard: usize,
@@ -69,14 +69,21 @@ impl Engine {
         from: RequestedOffset,
         bytes_max: usize,
     ) -> Result<Page, ReadError> {
+        // A page is never empty while there is data.
+        let bytes_max = bytes_max.max(1);
         for _ in 0..ATTEMPTS {
-            let request = PlanRequest { target: target.clone(), from, bytes_max };
+            let request = PlanRequest { target: target.clone(), from, bytes_max, start_checked: false };
             let plan = self.ask(shard, |reply| Request::Plan(request, reply)).await?;
             let page_end = plan.start.saturating_add(bytes_max as u64);
             let json = plan.info.content_type.is_json();
             let mut draft = Draft { data: Vec::new(), end: plan.start, page_end, json };
             match self.fill(&mut draft, plan.regions).await {
                 Ok(()) => {
+                    if plan.renewal_waits {
+                        // The page is of the first plan; the second one says that it was no mistake to ask for it.
+                        let request = PlanRequest { target, from, bytes_max: 1, start_checked: true };
+                        let _ = self.ask(shard, |reply| Request::Plan(request, reply)).await;
+                    }
                     let Draft { data, end, .. } = draft;
                     return Ok(Page { info: plan.info, start: plan.start, end, data });
                 }
@@ -178,6 +185,8 @@ impl Draft {
     /// Adds what fits of a region. The end stays before the region's if not all of it fits.
     async fn add(&mut self, region: Region) -> Result<(), Trouble> {
         match region.place {
+            // A message that is larger than what is left of the page.
+            Place::Memory(_) if region.to > self.page_end && !self.data.is_empty() => {}
             Place::Memory(data) => {
                 self.data.extend(data);
                 self.end = region.to;

@@ -30,8 +30,8 @@ pub(crate) enum Mail {
     Parcels(Vec<Parcel>),
     /// From the shard's commit thread.
     Completion(Completion),
-    /// A live reader of this shard's stream left.
-    Detach { stream: u64, origin: Origin },
+    /// A live reader of this shard's stream left, or was none: then it was not there for the stream's lifetime.
+    Detach { stream: u64, origin: Origin, refused: bool },
     /// Something to be run on the core's thread.
     Run(Box<dyn FnOnce() + Send>),
     /// Finish what is accepted, close the files, end the core.
@@ -222,6 +222,8 @@ pub(crate) struct PlanRequest {
     pub(crate) target: Target,
     pub(crate) from: RequestedOffset,
     pub(crate) bytes_max: usize,
+    /// `from` is known to lie between two messages.
+    pub(crate) start_checked: bool,
 }
 
 /// A page, except for the bytes that this shard does not have in RAM.
@@ -229,6 +231,8 @@ pub(crate) struct PlanRequest {
 pub(crate) struct ReadPlan {
     pub(crate) info: StreamInfo,
     pub(crate) start: u64,
+    /// The read counts for a lifetime, but only if its start turns out to lie between two messages.
+    pub(crate) renewal_waits: bool,
     /// Contiguous from `start` on; together at least the page, if there is that much.
     pub(crate) regions: Vec<Region>,
 }
@@ -282,12 +286,14 @@ pub(crate) struct Attachment {
     pub(crate) shared: Arc<Shared>,
     pub(crate) stream: StreamRef,
     pub(crate) origin: Origin,
+    /// The reader asked for a position that the stream does not have.
+    pub(crate) refused: bool,
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
         // By mail even to the own core: this may be dropped while its shard is at work.
-        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin };
+        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin, refused: self.refused };
         self.shared.mailboxes[usize::from(self.stream.shard)].post(detach);
     }
 }

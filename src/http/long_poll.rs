@@ -28,7 +28,7 @@ pub(super) async fn answer(
     // Data goes first: a 204 says that there is none behind the client's offset.
     let event = tokio::select! {
         biased;
-        event = subscription.next(app.page_bytes) => Some(event?),
+        event = subscription.next_page(app.page_bytes) => Some(event?),
         () = tokio::time::sleep(app.long_poll_timeout) => None,
         () = app.shutdown.cancelled() => None,
     };

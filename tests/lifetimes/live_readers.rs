@@ -57,6 +57,28 @@ async fn an_open_event_stream_keeps_its_stream_alive() {
 }
 
 #[tokio::test]
+async fn a_waiting_long_poll_keeps_its_stream_alive() {
+    for mode in [StorageMode::Memory, StorageMode::Acid] {
+        let server = Server::start_with(mode, 2, |config| config.server.long_poll_timeout = PATIENCE);
+        server.create("polled", &[TTL]).await;
+        let poll = server.get("polled?offset=now&live=long-poll");
+        let rest = async {
+            // The request was sent first, and the shard takes its mail in order.
+            server.expect_status("polled", 200).await;
+            server.pass(WINDOW * 5);
+            server.expect_status("polled", 200).await;
+            server.request("POST", "polled", &[OCTETS], "data").await.expect(204);
+        };
+        let (answer, ()) = tokio::join!(poll, rest);
+        assert_eq!(answer.expect(200).text().await, "data");
+        // By now the reader has left; behind this answer the shard knows.
+        server.expect_status("polled", 200).await;
+        server.pass(WINDOW);
+        server.expect_status("polled", 404).await;
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_gave_up_while_it_was_let_in_keeps_nothing_alive() {
     in_each_mode(async |server| {
         server.create("tailed", &[TTL]).await;

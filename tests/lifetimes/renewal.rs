@@ -5,6 +5,9 @@ use super::*;
 const WINDOW: Duration = Duration::from_secs(10);
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
+/// An offset inside the first message of [`prepare`]'s streams.
+const INSIDE: &str = "0000000000000000_0000000000000001";
+
 /// One way to touch a stream.
 struct Touch {
     what: &'static str,
@@ -165,6 +168,24 @@ async fn a_fork_and_its_source_have_windows_of_their_own() {
         server.pass(WINDOW * 3 / 4);
         server.expect_status(&inheriting, 404).await;
         assert_eq!(server.get(&own).await.expect(200).text().await, "[1,2]");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_read_of_inherited_data_leaves_a_window_alone() {
+    in_each_mode(async |server| {
+        // Whether an offset lies between two messages is only known where the messages are.
+        let source = prepare(&server).await;
+        for query in ["", "&live=long-poll", "&live=sse"] {
+            let fork = format!("{source}-read-with{query}");
+            let forked_from = ("Stream-Forked-From", &*format!("/v1/stream/{source}"));
+            server.create(&fork, &[forked_from, ("Stream-TTL", "10")]).await;
+            server.pass(WINDOW / 4);
+            server.get(&source).await.expect(200);
+            server.get(&format!("{fork}?offset={INSIDE}{query}")).await.expect(400);
+            assert_lives_for(&server, &fork, WINDOW * 3 / 4, query).await;
+        }
     })
     .await;
 }

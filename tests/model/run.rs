@@ -399,8 +399,7 @@ impl Run {
         let Below::Disks(disks) = &self.below else { return };
         let disks = disks.clone();
         for shard in 0..self.setting.shards {
-            let error = std::io::ErrorKind::Other;
-            disks.shard(shard).arm(Fault { calls: Calls::All, after: after_calls, error, lasting: power });
+            disks.shard(shard).arm(Fault { after: after_calls, lasting: power, ..Fault::next(Calls::All) });
         }
         let before = self.model.clone();
         let (answer, expected) = self.attempt(change);

@@ -47,7 +47,7 @@ impl Disks {
             state.handle += 1;
             state.fault = None;
             state.stalled = false;
-            state.forget();
+            state.forget(Unsynced::Some);
             drop(state);
             disk.changed.notify_all();
         }
@@ -73,6 +73,16 @@ pub(crate) enum Calls {
     All,
 }
 
+/// What the next opening finds of the sectors that were not synced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Unsynced {
+    /// Any of them.
+    #[default]
+    Some,
+    All,
+    None,
+}
+
 /// A fault that is about to strike.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
@@ -82,6 +92,14 @@ pub(crate) struct Fault {
     pub(crate) error: io::ErrorKind,
     /// Strikes again and again until the disk is healed, not once.
     pub(crate) lasting: bool,
+    pub(crate) unsynced: Unsynced,
+}
+
+impl Fault {
+    /// Strikes once, the first of these calls.
+    pub(crate) fn next(calls: Calls) -> Self {
+        Self { calls, after: 0, error: io::ErrorKind::Other, lasting: false, unsynced: Unsynced::Some }
+    }
 }
 
 /// One shard's disk.
@@ -105,8 +123,8 @@ struct State {
     /// The one handle that works.
     handle: u64,
     fault: Option<Fault>,
-    /// A call failed since the disk was opened: its cache is worth nothing.
-    has_failed: bool,
+    /// A call failed since the disk was opened: its cache is worth that much.
+    failed: Option<Unsynced>,
     failures: u64,
     stalled: bool,
     /// Syncs that are held up.
@@ -162,8 +180,8 @@ impl Disk {
         if state.life != life {
             return Err(io::Error::other("the power is cut"));
         }
-        if std::mem::take(&mut state.has_failed) {
-            state.forget();
+        if let Some(unsynced) = state.failed.take() {
+            state.forget(unsynced);
         }
         state.handle += 1;
         Ok(state.handle)
@@ -183,13 +201,13 @@ impl State {
             fault.after -= 1;
             return Ok(());
         }
-        let error = io::Error::from(fault.error);
-        if !fault.lasting {
+        let Fault { error, lasting, unsynced, .. } = *fault;
+        if !lasting {
             self.fault = None;
         }
-        self.has_failed = true;
+        self.failed = Some(unsynced);
         self.failures += 1;
-        Err(error)
+        Err(error.into())
     }
 
     fn coin(&mut self) -> bool {
@@ -200,14 +218,22 @@ impl State {
         (mixed >> 63) == 1
     }
 
-    /// Of what was not synced, any sectors are there and any are not.
-    fn forget(&mut self) {
+    fn keeps(&mut self, unsynced: Unsynced) -> bool {
+        match unsynced {
+            Unsynced::Some => self.coin(),
+            Unsynced::All => true,
+            Unsynced::None => false,
+        }
+    }
+
+    /// Loses the cache.
+    fn forget(&mut self, unsynced: Unsynced) {
         let mut image = std::mem::take(&mut self.durable);
-        if self.coin() {
+        if self.keeps(unsynced) {
             image.resize(self.live.len(), 0);
         }
         for (offset, sector) in std::mem::take(&mut self.pending) {
-            if self.coin() {
+            if self.keeps(unsynced) {
                 image.resize(image.len().max(offset + sector.len()), 0);
                 image[offset..offset + sector.len()].copy_from_slice(&sector);
             }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, Producer, TEXT, in_each_mode, offset, start};
+use crate::service::{CLOSED, Caller, Deadline, JSON, Producer, TEXT, in_each_mode, offset, start};
 use crate::support::ServerProcess;
 
 in_each_mode!(
@@ -161,7 +161,8 @@ fn concurrent_appends_are_all_stored_and_stay_whole(server: &ServerProcess) {
     const APPENDS: usize = 20;
     let mut caller = Caller::to(server);
     caller.create("a", TEXT, "");
-    let record = |writer: usize, index: usize| format!("<{writer}:{index}:{}>", "x".repeat(writer * 37 + index));
+    let record =
+        |writer: usize, index: usize| format!("<{writer}:{index}:{}>", "x".repeat(writer * 37 + index));
     let mut answered: Vec<(String, String)> = thread::scope(|scope| {
         let writing: Vec<_> = (0..WRITERS)
             .map(|writer| {
@@ -247,7 +248,9 @@ fn every_response_describes_one_instant() {
             is_done.store(true, Ordering::Relaxed);
         });
         let mut reader = Caller::to(&server);
+        let deadline = Deadline::start();
         loop {
+            deadline.check();
             let is_last = is_done.load(Ordering::Relaxed);
             let page = reader.get("a", &[]).expect_status(200);
             page.expect_header("Stream-Next-Offset", &offset(page.body.len()));

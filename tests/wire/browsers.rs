@@ -63,7 +63,6 @@ fn start_with_low_limits(environment: &[(&str, &str)]) -> ServerProcess {
     let limits = [
         ("DS_LIMITS__MAX_BODY_BYTES", "1000"),
         ("DS_LIMITS__MAX_STREAMS", "2"),
-        ("DS_LIMITS__REQUEST_BODY_TIMEOUT_SECS", "0.2"),
         ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.05"),
     ];
     start(&[&limits[..], environment].concat())
@@ -79,6 +78,11 @@ fn answers_of_every_status_can_be_read_by_any_page() {
         assert_eq!(answer.status, status, "{method} {target}: {answer:?}");
         contract::check(&answer, method, target);
     });
+}
+
+#[test]
+fn refusal_of_a_stalled_body_can_be_read_too() {
+    let server = start(&[("DS_LIMITS__REQUEST_BODY_TIMEOUT_SECS", "0.1")]);
     let mut connection = connect(&server);
     let stalled = [TEXT, ("Content-Length", "10")];
     let answer = connection.request("POST", &path("b"), &stalled, b"x").expect("there is an answer");
@@ -147,7 +151,6 @@ async fn readiness_says_503_until_the_host_is_ready_and_when_it_stops() {
     }
     ready.store(true, Ordering::Release);
     assert_eq!(ask("GET").await.expect_status(StatusCode::OK.as_u16()).text(), "ready");
-    ask("HEAD").await.expect_status(200);
     shutdown.cancel();
     for method in ["GET", "HEAD"] {
         ask(method).await.expect_refusal("UNAVAILABLE").expect_header("Retry-After", "1");
@@ -194,7 +197,9 @@ fn preflight_is_answered_for_every_path() {
         ("Access-Control-Request-Method", "PUT"),
         ("Access-Control-Request-Headers", "authorization, content-type, producer-id, x-other"),
     ];
-    for target in [&*path("exists"), &path("absent"), &path("a%00"), &path("__ds/x"), "/v1/stream", "/", "/healthz"] {
+    for target in
+        [&*path("exists"), &path("absent"), &path("a%00"), &path("__ds/x"), "/v1/stream", "/", "/healthz"]
+    {
         for headers in [&asked[..], &[]] {
             let answer = caller.send("OPTIONS", target, headers, b"").expect_status(204);
             answer
@@ -232,7 +237,14 @@ fn every_offset_that_an_answer_has_can_be_read() {
 #[test]
 fn listed_origins_may_read_and_every_answer_varies() {
     let listed = ["https://one.example", "http://two.example:8080"];
-    for origin in [None, Some(listed[0]), Some(listed[1]), Some("https://three.example"), Some("null"), Some("https://one.example.evil")] {
+    for origin in [
+        None,
+        Some(listed[0]),
+        Some(listed[1]),
+        Some("https://three.example"),
+        Some("null"),
+        Some("https://one.example.evil"),
+    ] {
         let server = start_with_low_limits(&[("DS_HTTP__CORS_ORIGINS", &listed.join(","))]);
         let mut client = server.client();
         let allowed = origin.filter(|origin| listed.contains(origin));

@@ -63,12 +63,12 @@ fn etag_changes_with_all_that_a_reader_would_learn(server: &ServerProcess) {
 fn etag_changes_with_recreation_at_equal_length(server: &ServerProcess) {
     let mut caller = Caller::to(server);
     for name in ["a", "b"] {
-        let mut seen = Vec::new();
+        let mut seen: Vec<String> = Vec::new();
         for content in ["abc", "xyz", "abc"] {
             caller.create(name, TEXT, content);
             let present = etag_of(&mut caller, name);
             for earlier in &seen {
-                assert_ne!(present, *earlier);
+                assert_ne!(&present, earlier);
                 let page = caller.get(name, &[("If-None-Match", earlier)]).expect_status(200);
                 assert_eq!(page.text(), content);
             }
@@ -95,7 +95,9 @@ fn known_etag_is_answered_304_with_the_stream_headers(server: &ServerProcess) {
                 {
                     assert_eq!(unchanged.header(header), page.header(header), "{header} of {query}");
                 }
-                unchanged.expect_header("Stream-Up-To-Date", "true").expect_header("Stream-Next-Offset", &tail);
+                unchanged
+                    .expect_header("Stream-Up-To-Date", "true")
+                    .expect_header("Stream-Next-Offset", &tail);
                 assert_eq!(unchanged.header("Stream-Closed").is_some(), closed);
             }
             caller.post(name, &[CLOSED], "").expect_status(204);
@@ -220,7 +222,9 @@ fn seconds_kept(cache_control: &str) -> u64 {
     directives
         .split(", ")
         .map(|directive| match directive.split_once('=') {
-            Some(("max-age" | "stale-while-revalidate", seconds)) => seconds.parse::<u64>().expect("a number"),
+            Some(("max-age" | "stale-while-revalidate", seconds)) => {
+                seconds.parse::<u64>().expect("a number")
+            }
             _ => panic!("{cache_control}"),
         })
         .sum()
@@ -237,11 +241,8 @@ fn live_reads_and_reads_from_now_are_not_conditional() {
         assert_eq!(polled.text(), "abc");
         assert_eq!(etag(&polled), tag);
         caller.get("a?offset=now", &[("If-None-Match", value)]).expect_status(200);
-        let events = EventStream::open(
-            server.origin(),
-            &path("a?offset=-1&live=sse"),
-            &[("If-None-Match", value)],
-        );
+        let events =
+            EventStream::open(server.origin(), &path("a?offset=-1&live=sse"), &[("If-None-Match", value)]);
         let events = events.expect("the server answers").expect("the stream can be read");
         events.response().expect_header("Cache-Control", "no-cache").expect_no_header("ETag");
         // What is not a read of content ignores it as well.

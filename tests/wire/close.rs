@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, Producer, TEXT, in_each_mode, offset};
+use crate::service::{CLOSED, Caller, Deadline, JSON, Producer, TEXT, in_each_mode, offset};
 use crate::support::ServerProcess;
 
 in_each_mode!(
@@ -47,7 +47,9 @@ fn append_and_close_are_one_step(server: &ServerProcess) {
     // Refused as an append, it does not close either.
     caller.create("b", TEXT, "");
     caller.post("b", &[JSON, CLOSED], "1").expect_refusal("CONTENT_TYPE_MISMATCH");
-    caller.post("b", &Producer::new("p", 0, 4).with(&[TEXT, CLOSED]), "x").expect_refusal("SEQUENCE_CONFLICT");
+    caller
+        .post("b", &Producer::new("p", 0, 4).with(&[TEXT, CLOSED]), "x")
+        .expect_refusal("SEQUENCE_CONFLICT");
     assert!(!caller.is_closed("b"));
 }
 
@@ -121,9 +123,16 @@ fn other_tuples_are_refused_after_closure(server: &ServerProcess) {
     caller.post("a", &Producer::new("p", 2, 0).with(&[TEXT]), "x").expect_status(200);
     caller.post("a", &Producer::new("q", 2, 0).with(&[TEXT]), "y").expect_status(200);
     caller.post("a", &Producer::new("p", 2, 1).with(&[TEXT, CLOSED]), "z").expect_status(200);
-    for (id, epoch, seq) in
-        [("p", 2, 0), ("p", 2, 2), ("p", 1, 0), ("p", 3, 0), ("q", 2, 0), ("q", 2, 1), ("r", 0, 0), ("P", 2, 1)]
-    {
+    for (id, epoch, seq) in [
+        ("p", 2, 0),
+        ("p", 2, 2),
+        ("p", 1, 0),
+        ("p", 3, 0),
+        ("q", 2, 0),
+        ("q", 2, 1),
+        ("r", 0, 0),
+        ("P", 2, 1),
+    ] {
         let other = Producer::new(id, epoch, seq);
         for (headers, body) in [(&[TEXT][..], "x"), (&[TEXT, CLOSED], "x"), (&[CLOSED], "")] {
             let refused = caller.post("a", &other.with(headers), body).expect_refusal("STREAM_CLOSED");
@@ -261,7 +270,9 @@ fn nothing_gets_behind_a_closure(server: &ServerProcess) {
 fn append_until_closed(server: &ServerProcess, name: &str, writer: usize) -> Vec<(String, String)> {
     let mut caller = Caller::to(server);
     let mut stored = Vec::new();
+    let deadline = Deadline::start();
     loop {
+        deadline.check();
         let record = format!("<{writer}:{}>", stored.len());
         let answer = caller.post(name, &[TEXT], &record);
         if answer.status != 204 {
@@ -280,7 +291,9 @@ fn append_with_closure_is_never_seen_half(server: &ServerProcess) {
         thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut reader = Caller::to(server);
+                let deadline = Deadline::start();
                 loop {
+                    deadline.check();
                     let page = reader.get(&name, &[]).expect_status(200);
                     match (page.text(), page.header("Stream-Closed")) {
                         ("", None) => {}

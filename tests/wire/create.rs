@@ -1,9 +1,12 @@
 //! PUT, HEAD and DELETE: `protocol.md` §7 and §11.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, MODES, Producer, TEXT, in_each_mode, offset, path, start};
+use crate::service::{
+    CLOSED, Caller, Deadline, JSON, MODES, Producer, TEXT, in_each_mode, offset, path, start,
+};
 use crate::support::ServerProcess;
 
 in_each_mode!(
@@ -22,6 +25,8 @@ in_each_mode!(
     recreated_stream_starts_anew,
     head_describes_the_stream,
     one_of_many_concurrent_creations_creates,
+    creation_with_content_is_never_seen_half,
+    late_appends_never_reach_a_stream_created_anew,
 );
 
 fn created_stream_is_described_in_the_answer(server: &ServerProcess) {
@@ -102,7 +107,9 @@ fn creation_with_another_configuration_is_refused(server: &ServerProcess) {
     }
     assert_eq!(caller.content("text"), "abc");
     let head = caller.head("text");
-    head.expect_no_header("Stream-Closed").expect_no_header("Stream-TTL").expect_no_header("Stream-Expires-At");
+    head.expect_no_header("Stream-Closed")
+        .expect_no_header("Stream-TTL")
+        .expect_no_header("Stream-Expires-At");
 }
 
 fn creation_after_a_later_close_matches_only_with_closure(server: &ServerProcess) {
@@ -225,7 +232,8 @@ fn one_of_many_concurrent_creations_creates(server: &ServerProcess) {
             let creating: Vec<_> = (0..8)
                 .map(|writer| {
                     let name = &name;
-                    scope.spawn(move || Caller::to(server).put(name, &[TEXT], format!("body {writer}")).status)
+                    scope
+                        .spawn(move || Caller::to(server).put(name, &[TEXT], format!("body {writer}")).status)
                 })
                 .collect();
             creating.into_iter().map(|thread| thread.join().expect("a request does not panic")).collect()
@@ -234,6 +242,84 @@ fn one_of_many_concurrent_creations_creates(server: &ServerProcess) {
         assert_eq!(statuses.iter().filter(|&&status| status == 200).count(), 7, "{statuses:?}");
         let content = caller.content(&name);
         assert!(content.starts_with("body ") && content.len() == 6, "{content}");
+    }
+}
+
+fn creation_with_content_is_never_seen_half(server: &ServerProcess) {
+    let mut writer = Caller::to(server);
+    for round in 0..10 {
+        let name = format!("a-{round}");
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut reader = Caller::to(server);
+                let deadline = Deadline::start();
+                loop {
+                    deadline.check();
+                    let page = reader.get(&name, &[]);
+                    if page.status == 404 {
+                        continue;
+                    }
+                    assert_eq!(page.text(), "all of it");
+                    page.expect_header("Stream-Closed", "true");
+                    return;
+                }
+            });
+            writer.put(&name, &[TEXT, CLOSED], "all of it").expect_status(201);
+            reader.join().expect("the reader sees all or nothing");
+        });
+    }
+}
+
+fn late_appends_never_reach_a_stream_created_anew(server: &ServerProcess) {
+    let mut caller = Caller::to(server);
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..3 {
+            let is_done = &is_done;
+            scope.spawn(move || append_through_recreations(server, writer, is_done));
+        }
+        for _ in 0..20 {
+            caller.create("a", TEXT, "");
+            let deadline = Deadline::start();
+            let content = loop {
+                deadline.check();
+                let content = caller.content("a");
+                if content.lines().count() >= 6 {
+                    break content;
+                }
+            };
+            caller.delete("a").expect_status(204);
+            for writer in 0..3 {
+                let of_writer = format!("{writer} ");
+                let records: Vec<_> =
+                    content.lines().filter_map(|line| line.strip_prefix(&of_writer)).collect();
+                let Some(start) = records.first().and_then(|first| first.strip_suffix(" 0")) else {
+                    assert!(records.is_empty(), "begins in the middle: {records:?}");
+                    continue;
+                };
+                let expected: Vec<_> = (0..records.len()).map(|seq| format!("{start} {seq}")).collect();
+                assert_eq!(records, expected);
+            }
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Appends with a producer's numbers, and begins anew whenever it learns that the stream is not the one it knew.
+fn append_through_recreations(server: &ServerProcess, writer: usize, is_done: &AtomicBool) {
+    let mut caller = Caller::to(server);
+    let (mut start, mut seq) = (0, 0);
+    let deadline = Deadline::start();
+    while !is_done.load(Ordering::Relaxed) {
+        deadline.check();
+        let producer = Producer::new(&writer.to_string(), 0, seq);
+        let answer = caller.post("a", &producer.with(&[TEXT]), format!("{writer} {start} {seq}\n"));
+        match answer.status {
+            200 => seq += 1,
+            // 204 would be a duplicate: state that outlived its stream.
+            404 | 409 => (start, seq) = (start + 1, 0),
+            _ => panic!("{answer:?}"),
+        }
     }
 }
 

@@ -25,7 +25,9 @@ fn repeated_headers_are_refused_and_change_nothing(server: &ServerProcess) {
         let mut headers = vec![CLOSED];
         match name {
             "Content-Type" => {}
-            "Stream-Fork-Offset" | "Stream-Fork-Sub-Offset" => headers.push(("Stream-Forked-From", "/v1/stream/a")),
+            "Stream-Fork-Offset" | "Stream-Fork-Sub-Offset" => {
+                headers.push(("Stream-Forked-From", "/v1/stream/a"));
+            }
             _ => headers.push(TEXT),
         }
         let lower = name.to_ascii_lowercase();
@@ -61,7 +63,10 @@ fn header_names_have_no_case() {
     let producer = [("PRODUCER-ID", "p"), ("producer-epoch", "0"), ("pRODUCER-sEQ", "0")];
     let appended = caller.post("a", &[&producer[..], &[("CONTENT-TYPE", "text/plain")]].concat(), "x");
     appended.expect_status(200);
-    caller.post("a", &[("stream-CLOSED", "true")], "").expect_status(204).expect_header("Stream-Closed", "true");
+    caller
+        .post("a", &[("stream-CLOSED", "true")], "")
+        .expect_status(204)
+        .expect_header("Stream-Closed", "true");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, MODES, Producer, TEXT, in_each_mode, offset, path, start, start_in};
+use crate::service::{
+    CLOSED, Caller, JSON, MODES, Producer, TEXT, in_each_mode, offset, path, start, start_in,
+};
 use crate::support::ServerProcess;
 use crate::support::sse::EventStream;
 
@@ -59,9 +61,10 @@ fn messages_keep_their_exact_bytes_in_every_read_mode(server: &ServerProcess) {
         assert_eq!(caller.content(name), whole, "{name}");
         let polled = caller.get(&format!("{name}?offset=-1&live=long-poll"), &[]).expect_status(200);
         assert_eq!(polled.text(), whole, "{name}");
-        let mut events = EventStream::open(server.origin(), &path(&format!("{name}?offset=-1&live=sse")), &[])
-            .expect("the server answers")
-            .expect("the stream can be read");
+        let mut events =
+            EventStream::open(server.origin(), &path(&format!("{name}?offset=-1&live=sse")), &[])
+                .expect("the server answers")
+                .expect("the stream can be read");
         let (kind, data) = events.next_message().expect("the response goes on").expect("there is data");
         assert_eq!(kind, "data");
         // Line ends are a matter of the event format.
@@ -253,7 +256,8 @@ fn concurrent_batches_stay_together(server: &ServerProcess) {
 
 fn large_bodies_are_as_exact_as_small_ones(server: &ServerProcess) {
     let mut caller = Caller::to(server);
-    let messages: Vec<_> = (0..20_000).map(|index| format!(r#"{{"n": 1.{index:0>6}0, "s":"],["}}"#)).collect();
+    let messages: Vec<_> =
+        (0..20_000).map(|index| format!(r#"{{"n": 1.{index:0>6}0, "s":"],["}}"#)).collect();
     let (first, second) = messages.split_at(7);
     caller.create("a", JSON, format!("[{}]", first.join(" , ")));
     caller.append("a", JSON, format!(" [\n{}\n] ", second.join(" ,\n ")));

@@ -179,6 +179,18 @@ fn memory_mode_limits_streams_to_10_mebibytes_by_default() {
 }
 
 #[test]
+fn streams_on_disk_are_not_limited_by_default() {
+    let server = start_in("acid", &[]);
+    let mut caller = Caller::to(&server);
+    caller.create("a", TEXT, "");
+    let piece = vec![b'x'; 4 * 1024 * 1024];
+    for _ in 0..3 {
+        caller.append("a", TEXT, &piece);
+    }
+    assert_eq!(caller.tail("a"), offset(3 * piece.len()));
+}
+
+#[test]
 fn producers_above_the_limit_are_refused() {
     for mode in MODES {
         let server = start_in(mode, &[("DS_LIMITS__MAX_PRODUCERS_PER_STREAM", "2")]);

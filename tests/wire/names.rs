@@ -53,7 +53,9 @@ fn spellings_of_one_decoded_name_are_one_stream(server: &ServerProcess) {
 fn names_are_case_sensitive_bytes(server: &ServerProcess) {
     let mut caller = Caller::to(server);
     // Decoded once: `%2541` is the name `%41`, not `A`. The two spellings of é are different code points.
-    let names = ["a", "A", "a/b", "A/b", "%2541", "%2525", "%C3%A9", "e%CC%81", "a%20", "a+", "a.", ".a", "-", "%252F"];
+    let names = [
+        "a", "A", "a/b", "A/b", "%2541", "%2525", "%C3%A9", "e%CC%81", "a%20", "a+", "a.", ".a", "-", "%252F",
+    ];
     for (index, name) in names.iter().enumerate() {
         caller.create(name, TEXT, index.to_string());
     }
@@ -145,7 +147,8 @@ fn invalid_names_are_refused_by_every_method() {
 fn name_goes_before_headers_and_body() {
     let server = start(&[]);
     let mut caller = Caller::to(&server);
-    let wrong = [("Content-Type", "?"), ("Content-Encoding", "gzip"), ("Stream-TTL", "x"), ("Producer-Id", "")];
+    let wrong =
+        [("Content-Type", "?"), ("Content-Encoding", "gzip"), ("Stream-TTL", "x"), ("Producer-Id", "")];
     for method in ["PUT", "POST"] {
         caller.send(method, &path("a%00"), &wrong, b"").expect_refusal("INVALID_STREAM_NAME");
     }
@@ -174,9 +177,17 @@ fn limits_on_names_are_configurable() {
 fn reserved_paths_are_never_streams() {
     let server = start(&[]);
     let mut caller = Caller::to(&server);
-    for name in
-        ["__ds", "__ds/", "__ds/x", "__ds/streams", "__ds/stats", "%5F%5Fds/x", "__ds%2Fx", "__ds//x", "__ds/%00"]
-    {
+    for name in [
+        "__ds",
+        "__ds/",
+        "__ds/x",
+        "__ds/streams",
+        "__ds/stats",
+        "%5F%5Fds/x",
+        "__ds%2Fx",
+        "__ds//x",
+        "__ds/%00",
+    ] {
         with_every_method(&mut caller, &path(name), |answer| {
             let answer = answer.expect_refusal("NOT_FOUND");
             answer.expect_header("Content-Type", "application/json");
@@ -191,9 +202,20 @@ fn reserved_paths_are_never_streams() {
 fn base_path_alone_names_nothing() {
     let server = start(&[]);
     let mut caller = Caller::to(&server);
-    for target in
-        ["/v1/stream", "/v1/stream/", "/v1/stream?x", "/v1/streamx", "/v1/streams/a", "/v1", "/", "/a", "//v1/stream/a", "/v1//stream/a", "/V1/stream/a", "/v1/stre%61m/a"]
-    {
+    for target in [
+        "/v1/stream",
+        "/v1/stream/",
+        "/v1/stream?x",
+        "/v1/streamx",
+        "/v1/streams/a",
+        "/v1",
+        "/",
+        "/a",
+        "//v1/stream/a",
+        "/v1//stream/a",
+        "/V1/stream/a",
+        "/v1/stre%61m/a",
+    ] {
         with_every_method(&mut caller, target, |answer| {
             let answer = answer.expect_refusal("NOT_FOUND");
             answer.expect_header("Content-Type", "application/problem+json");

@@ -8,7 +8,8 @@ fn location_begins_with_what_the_client_called_the_server() {
     for mode in MODES {
         let server = start_in(mode, &[]);
         let mut caller = Caller::to(&server);
-        for host in ["example.test", "example.test:81", "127.0.0.1", "[::1]:4437", "LOCALHOST:1", "a_b.test"] {
+        for host in ["example.test", "example.test:81", "127.0.0.1", "[::1]:4437", "LOCALHOST:1", "a_b.test"]
+        {
             let created = caller.put("a", &[("Host", host)], "").expect_status(201);
             created.expect_header("Location", &format!("http://{host}/v1/stream/a"));
             caller.delete("a").expect_status(204);
@@ -68,7 +69,6 @@ fn malformed_host_is_refused_and_changes_nothing() {
         "a:123456",
         "[::1",
         "::1",
-        "a,b",
         "http://a",
         "a\"b",
         "<a>",

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, MODES, TEXT, offset, start, start_in};
+use crate::service::{CLOSED, Caller, Deadline, JSON, MODES, TEXT, offset, start, start_in};
 use crate::support::ServerProcess;
 use crate::support::http::Response;
 
@@ -135,7 +135,8 @@ fn pages_of_json_are_arrays_of_whole_messages() {
         let mut server = start_with_small_pages(mode);
         let mut caller = Caller::to(&server);
         // With its separator each message takes one byte more in the stream.
-        let sizes = [2, 10, 497, 498, 499, 997, 998, 999, 1000, 1001, 5000, 3, 300, 20_000, 400, 298, 1100, 2];
+        let sizes =
+            [2, 10, 497, 498, 499, 997, 998, 999, 1000, 1001, 5000, 3, 300, 20_000, 400, 298, 1100, 2];
         let all = sizes.map(|size| format!("\"{}\"", &"[,]".repeat(size)[..size - 2]));
         caller.create("single", JSON, "");
         for message in &all {
@@ -181,9 +182,11 @@ fn one_byte_is_a_page_too() {
         caller.append("json", JSON, "[[3],null]");
         drop(caller);
         twice(&mut server, mode, |caller| {
-            let single: Vec<_> = pages(caller, "bytes", "-1").iter().map(|page| page.text().to_owned()).collect();
+            let single: Vec<_> =
+                pages(caller, "bytes", "-1").iter().map(|page| page.text().to_owned()).collect();
             assert_eq!(single, ["a", "b", "c", "d", "e"]);
-            let single: Vec<_> = pages(caller, "json", "-1").iter().map(|page| page.text().to_owned()).collect();
+            let single: Vec<_> =
+                pages(caller, "json", "-1").iter().map(|page| page.text().to_owned()).collect();
             assert_eq!(single, ["[1]", "[\"two\"]", "[[3]]", "[null]"]);
         });
     }
@@ -229,7 +232,9 @@ fn pages_read_while_data_is_appended_join_without_gap_or_overlap() {
             let mut reader = Caller::to(&server);
             let mut read = Vec::new();
             let mut next = offset(0);
+            let deadline = Deadline::start();
             loop {
+                deadline.check();
                 let some = pages(&mut reader, "a", &next);
                 read.push(messages(&some));
                 let last = &some[some.len() - 1];

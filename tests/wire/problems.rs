@@ -22,7 +22,8 @@ fn what_a_stream_refuses_is_told_by_code(server: &ServerProcess) {
     caller.post("a", &[JSON, ("Stream-Seq", "b")], "2").expect_status(204);
     let conflict = caller.post("a", &[JSON, ("Stream-Seq", "a")], "3").expect_refusal("SEQUENCE_CONFLICT");
     conflict.expect_no_header("Producer-Expected-Seq").expect_no_header("Stream-Closed");
-    let gap = caller.post("a", &Producer::new("p", 0, 3).with(&[JSON]), "3").expect_refusal("SEQUENCE_CONFLICT");
+    let gap =
+        caller.post("a", &Producer::new("p", 0, 3).with(&[JSON]), "3").expect_refusal("SEQUENCE_CONFLICT");
     gap.expect_header("Producer-Expected-Seq", "0").expect_header("Producer-Received-Seq", "3");
     caller.post("a", &Producer::new("p", 1, 0).with(&[JSON]), "3").expect_status(200);
     let fenced = caller.post("a", &Producer::new("p", 0, 0).with(&[JSON]), "4");
@@ -89,7 +90,9 @@ fn router_refuses_in_the_same_format() {
         refused.expect_header("Allow", allow);
     }
     for method in ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "LINK"] {
-        for target in ["/", "/elsewhere", "/v1/stream", "/v1/stream/", "/v1/streams/a", "/healthz/", "/metrics"] {
+        for target in
+            ["/", "/elsewhere", "/v1/stream", "/v1/stream/", "/v1/streams/a", "/healthz/", "/metrics"]
+        {
             caller.send(method, target, &[], b"").expect_refusal("NOT_FOUND");
         }
     }
@@ -100,9 +103,13 @@ fn instance_is_the_path_as_sent_without_the_query() {
     let server = start(&[]);
     let mut caller = Caller::to(&server);
     // The check of every answer compares `instance`; here are targets where it could go wrong.
-    for target in
-        ["/v1/stream/a%2Fb%20c?offset=-1&x=%22", "/v1/stream/%C3%BC", "/v1/stream/ü", "/v1/stream/a\"b\\c", "/x?y?z"]
-    {
+    for target in [
+        "/v1/stream/a%2Fb%20c?offset=-1&x=%22",
+        "/v1/stream/%C3%BC",
+        "/v1/stream/ü",
+        "/v1/stream/a\"b\\c",
+        "/x?y?z",
+    ] {
         caller.send("GET", target, &[], b"").expect_refusal("NOT_FOUND");
     }
     caller.send("GET", "/v1/stream/a%0A%22b", &[], b"").expect_refusal("INVALID_STREAM_NAME");

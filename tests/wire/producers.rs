@@ -270,9 +270,19 @@ fn malformed_producer_headers_are_refused_whether_or_not_the_stream_exists() {
     caller.create("exists", TEXT, "");
     let long = "p".repeat(257);
     for stream in ["exists", "absent"] {
-        for number in
-            ["", "+1", "-1", "1 1", "1.0", "1e3", "0x1", "a", "9007199254740992", "99999999999999999999999", "١"]
-        {
+        for number in [
+            "",
+            "+1",
+            "-1",
+            "1 1",
+            "1.0",
+            "1e3",
+            "0x1",
+            "a",
+            "9007199254740992",
+            "99999999999999999999999",
+            "١",
+        ] {
             for producer in [Producer::spelled("p", number, "0"), Producer::spelled("p", "0", number)] {
                 let refused = append(&mut caller, stream, &producer, "x");
                 assert_eq!(refused.status, 400, "{number:?}");

@@ -1,8 +1,10 @@
 //! Servers to test, and a client that checks on every answer what holds for all of them.
 
+use std::time::Instant;
+
 use crate::contract::{self, Expectations};
 use crate::support::ServerProcess;
-use crate::support::http::{Client, Connection, Response};
+use crate::support::http::{Client, Connection, PATIENCE, Response};
 
 /// The storage modes that a rule about streams is tested in.
 pub(crate) const MODES: [&str; 2] = ["memory", "acid"];
@@ -126,13 +128,23 @@ impl Caller {
 
     /// Creates a stream with this content.
     #[track_caller]
-    pub(crate) fn create(&mut self, name: &str, content_type: (&str, &str), body: impl AsRef<[u8]>) -> Response {
+    pub(crate) fn create(
+        &mut self,
+        name: &str,
+        content_type: (&str, &str),
+        body: impl AsRef<[u8]>,
+    ) -> Response {
         self.put(name, &[content_type], body).expect_status(201)
     }
 
     /// Appends to a stream.
     #[track_caller]
-    pub(crate) fn append(&mut self, name: &str, content_type: (&str, &str), body: impl AsRef<[u8]>) -> Response {
+    pub(crate) fn append(
+        &mut self,
+        name: &str,
+        content_type: (&str, &str),
+        body: impl AsRef<[u8]>,
+    ) -> Response {
         self.post(name, &[content_type], body).expect_status(204)
     }
 
@@ -158,6 +170,20 @@ impl Caller {
     #[track_caller]
     pub(crate) fn assert_absent(&mut self, name: &str) {
         self.head(name).expect_status(404);
+    }
+}
+
+/// Ends loops that wait for what another thread does, should that thread have failed.
+pub(crate) struct Deadline(Instant);
+
+impl Deadline {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now() + PATIENCE)
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        assert!(Instant::now() < self.0, "what was waited for did not happen");
     }
 }
 

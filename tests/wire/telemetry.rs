@@ -86,9 +86,8 @@ fn every_request_is_one_event_at_debug_level() {
         let error = error.map(str::to_owned);
         (method.to_owned(), status, Some(operation.to_owned()), error, Some("watched".to_owned()))
     };
-    let elsewhere = |method: &str, status, error: &str| {
-        (method.to_owned(), status, None, Some(error.to_owned()), None)
-    };
+    let elsewhere =
+        |method: &str, status, error: &str| (method.to_owned(), status, None, Some(error.to_owned()), None);
     let expected = [
         on_stream("PUT", 201, "create", None),
         on_stream("PUT", 200, "create", None),
@@ -109,7 +108,9 @@ fn every_request_is_one_event_at_debug_level() {
     }
     // And the three whose operation has no name: a bad query, a preflight, an unknown method.
     assert_eq!(seen.len(), expected.len() + 3, "{seen:?}");
-    let of = |method: &str, status: u64| seen.iter().filter(|event| event.0 == method && event.1 == status).count();
+    let of = |method: &str, status: u64| {
+        seen.iter().filter(|event| event.0 == method && event.1 == status).count()
+    };
     assert_eq!((of("GET", 400), of("OPTIONS", 204), of("PATCH", 405)), (1, 1, 1), "{seen:?}");
 }
 
@@ -164,7 +165,8 @@ fn requests_cannot_forge_lines() {
         caller.get("b?live=%0Aforged&offset=-1", &[]).expect_refusal("BAD_REQUEST");
         assert!(server.terminate().success());
         let log = server.stderr();
-        let forged: Vec<_> = log.split(['\n', '\u{2028}', '\u{85}']).filter(|line| line.contains("forged")).collect();
+        let forged: Vec<_> =
+            log.split(['\n', '\u{2028}', '\u{85}']).filter(|line| line.contains("forged")).collect();
         if format == "text" {
             assert_eq!(forged.len(), 3, "{forged:?}");
             assert!(forged.iter().all(|line| line.contains(" DEBUG ")), "{forged:?}");

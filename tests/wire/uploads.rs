@@ -63,7 +63,8 @@ fn chunked_bodies_are_taken_whole(server: &ServerProcess) {
     let created = exchange(&mut connection, "PUT", "a", &[TEXT, CHUNKED], put).expect_status(201);
     created.expect_header("Stream-Next-Offset", &offset(3));
     // Chunk extensions and trailers mean nothing.
-    let odd = "1;x=y\r\nd\r\n00002;\"q\"\r\nef\r\n0\r\nStream-Closed: true\r\nContent-Type: text/html\r\n\r\n";
+    let odd =
+        "1;x=y\r\nd\r\n00002;\"q\"\r\nef\r\n0\r\nStream-Closed: true\r\nContent-Type: text/html\r\n\r\n";
     let appended = exchange(&mut connection, "POST", "a", &[TEXT, CHUNKED], odd).expect_status(204);
     appended.expect_header("Stream-Next-Offset", &offset(6)).expect_no_header("Stream-Closed");
     let single: Vec<_> = "ghijklmnop".split("").filter(|piece| !piece.is_empty()).collect();
@@ -111,9 +112,13 @@ fn cut_off_bodies_store_nothing(server: &ServerProcess) {
 fn malformed_chunks_store_nothing(server: &ServerProcess) {
     let mut caller = Caller::to(server);
     caller.create("a", TEXT, "");
-    for body in
-        ["x\r\nabc\r\n0\r\n\r\n", "3\r\nabcd\r\n0\r\n\r\n", "-3\r\nabc\r\n0\r\n\r\n", "fffffffffffffffff\r\nabc", "3\r\nabc\r\n\r\n0\r\n\r\n"]
-    {
+    for body in [
+        "x\r\nabc\r\n0\r\n\r\n",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "-3\r\nabc\r\n0\r\n\r\n",
+        "fffffffffffffffff\r\nabc",
+        "3\r\nabc\r\n\r\n0\r\n\r\n",
+    ] {
         let answer = exchange_alone(server, "POST", "a", &[TEXT, CHUNKED], body);
         answer.expect_refusal("BAD_REQUEST").expect_header("Connection", "close");
         assert_eq!(caller.content("a"), "", "{body:?}");
@@ -128,7 +133,9 @@ fn coded_bodies_are_refused(server: &ServerProcess) {
             let headers = [TEXT, ("Content-Encoding", coding)];
             caller.post(name, &headers, "abc").expect_refusal("UNSUPPORTED_ENCODING");
         }
-        caller.put("new", &[TEXT, ("Content-Encoding", coding)], "abc").expect_refusal("UNSUPPORTED_ENCODING");
+        caller
+            .put("new", &[TEXT, ("Content-Encoding", coding)], "abc")
+            .expect_refusal("UNSUPPORTED_ENCODING");
         caller.assert_absent("new");
     }
     for identity in ["identity", "Identity", "IDENTITY"] {
@@ -180,10 +187,11 @@ fn bodies_up_to_the_limit_are_taken_and_larger_ones_refused() {
 fn declared_body_above_the_limit_is_refused_without_being_read() {
     let server = start(&[("DS_LIMITS__MAX_BODY_BYTES", "1000")]);
     Caller::to(&server).create("a", TEXT, "");
-    for length in ["1001", "200000000", "18446744073709551615"] {
+    for length in ["1001", "200000000", "9223372036854775807"] {
         for name in ["a", "absent"] {
             let headers = [TEXT, ("Content-Length", length)];
-            let refused = exchange_alone(&server, "POST", name, &headers, "").expect_refusal("PAYLOAD_TOO_LARGE");
+            let refused =
+                exchange_alone(&server, "POST", name, &headers, "").expect_refusal("PAYLOAD_TOO_LARGE");
             refused.expect_header("Connection", "close");
         }
     }
@@ -211,13 +219,16 @@ fn unending_upload_is_refused_at_the_limit() {
 
 #[test]
 fn stalled_body_is_timed_out_and_stores_nothing() {
-    let server = start(&[("DS_LIMITS__REQUEST_BODY_TIMEOUT_SECS", "0.2")]);
+    let server = start(&[("DS_LIMITS__REQUEST_BODY_TIMEOUT_SECS", "0.1")]);
     let mut caller = Caller::to(&server);
     caller.create("a", TEXT, "");
     let some = chunks(&["abc"]);
-    for (framing, body) in
-        [(("Content-Length", "10"), "abc"), (("Content-Length", "10"), ""), (CHUNKED, some.as_str()), (CHUNKED, "")]
-    {
+    for (framing, body) in [
+        (("Content-Length", "10"), "abc"),
+        (("Content-Length", "10"), ""),
+        (CHUNKED, some.as_str()),
+        (CHUNKED, ""),
+    ] {
         for (method, name) in [("POST", "a"), ("PUT", "new"), ("POST", "absent")] {
             let answer = exchange_alone(&server, method, name, &[TEXT, framing], body);
             answer.expect_refusal("REQUEST_TIMEOUT").expect_header("Connection", "close");
@@ -243,12 +254,14 @@ fn bodies_under_way_are_limited_together() {
         for _ in 0..2 {
             let mut connection = connect(&server);
             let most = [b'x'; 900];
-            connection.send_request("POST", &path("a"), &headers, &most).expect("a new connection takes bytes");
+            connection
+                .send_request("POST", &path("a"), &headers, &most)
+                .expect("a new connection takes bytes");
             sockets.push(connection.socket().try_clone().expect("a socket can be cloned"));
             let answers = answers.clone();
             scope.spawn(move || answers.send(connection.read_response("POST")));
         }
-        let mut next = || answered.recv_timeout(PATIENCE).expect("there is an answer").expect("it is one");
+        let next = || answered.recv_timeout(PATIENCE).expect("there is an answer").expect("it is one");
         // One of the two is too much, and only that one is answered before it is complete.
         let refused = next();
         contract::check(&refused, "POST", &path("a"));

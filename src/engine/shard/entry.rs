@@ -5,6 +5,7 @@ use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::storage::tail::RecentTail;
 use crate::stream::event::{Creation, Payload};
+use crate::stream::expiry::renewal_lag_ms;
 use crate::stream::fork::StreamRef;
 use crate::stream::state::StreamState;
 
@@ -21,7 +22,7 @@ pub(super) struct Entry {
     pub(super) last_group: u64,
     /// Its end is staged: mutations wait until it is durable.
     pub(super) ending: bool,
-    /// Start of a sliding window as storage knows it. Milliseconds since 1970.
+    /// Start of a sliding window as storage knows it once everything staged is durable. Milliseconds since 1970.
     pub(super) stored_renewal_ms: i64,
     /// Content below is settled; equals the base where there is nothing to settle to.
     pub(super) settled: u64,
@@ -31,13 +32,15 @@ pub(super) struct Entry {
     pub(super) dirty: bool,
 }
 
-/// What readers see.
+/// What readers see, and what a crash leaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Durable {
     pub(super) exists: bool,
     pub(super) soft_deleted: bool,
     pub(super) closed: bool,
     pub(super) tail: u64,
+    /// Start of a sliding window as storage knows it. Milliseconds since 1970.
+    pub(super) renewal_ms: i64,
 }
 
 impl Entry {
@@ -94,6 +97,15 @@ impl Entry {
             soft_deleted: self.state.soft_deleted,
             closed: self.state.closure.is_closed(),
             tail: self.state.tail,
+            renewal_ms: self.stored_renewal_ms,
+        }
+    }
+
+    /// How far storage may lag behind a renewal of the sliding window; `None` if the window does not slide.
+    pub(super) fn renewal_lag_ms(&self) -> Option<i64> {
+        match self.state.lifetime.as_ref()? {
+            lifetime @ Lifetime::Ttl { .. } => Some(renewal_lag_ms(lifetime).max(1)),
+            Lifetime::ExpiresAt(_) => None,
         }
     }
 

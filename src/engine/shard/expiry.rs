@@ -5,9 +5,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 
 use crate::engine::shard::{Phase, Shard};
-use crate::protocol::lifetime::Lifetime;
 use crate::stream::event::Event;
-use crate::stream::expiry::renewal_lag_ms;
 
 /// Streams ended in one round at most, so that a wave of expiries does not hold up requests.
 const ENDS_PER_ROUND: usize = 256;
@@ -49,7 +47,7 @@ impl Wheel {
 }
 
 /// Sliding windows that live readers hold open, and when storage has to hear of that again: what it knows of a window
-/// may lag behind by [`renewal_lag_ms`] and no more, or a crash would cut the window short.
+/// may lag behind by [`Entry::renewal_lag_ms`] and no more, or a crash would cut the window short.
 #[derive(Debug, Default)]
 pub(super) struct HeldOpen {
     due: Wheel,
@@ -140,19 +138,42 @@ impl Shard {
     /// When storage's idea of a sliding window lags so far behind a renewal at that moment that it has to be told.
     fn stored_renewal_due_ms(&self, id: u64) -> Option<i64> {
         let entry = self.entry(id).filter(|entry| !entry.ending)?;
-        let lifetime @ Lifetime::Ttl { .. } = entry.state.lifetime.as_ref()? else { return None };
-        Some(entry.stored_renewal_ms.saturating_add(renewal_lag_ms(lifetime).max(1)))
+        Some(entry.stored_renewal_ms.saturating_add(entry.renewal_lag_ms()?))
     }
 
-    /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind.
-    pub(super) fn renew(&mut self, id: u64) {
+    /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind. Returns the
+    /// group that has to be durable before somebody may be told; 0 = none.
+    pub(super) fn renew(&mut self, id: u64) -> u64 {
         let now_ms = self.shared.clock.now_ms();
-        let Some(due_ms) = self.stored_renewal_due_ms(id) else { return };
+        let Some(due_ms) = self.stored_renewal_due_ms(id) else { return 0 };
         let entry = self.streams.get_mut(&id).expect("only a stream that exists is due");
         entry.state.renew(now_ms);
-        let write = now_ms >= due_ms && self.committer.is_some();
-        if write && matches!(self.phase, Phase::Working) {
+        if self.committer.is_none() {
+            return 0;
+        }
+        if now_ms >= due_ms && matches!(self.phase, Phase::Working) {
             self.stage(id, &Event::Renewed { at_ms: now_ms });
         }
+        let entry = self.entry(id).expect("staging keeps the stream");
+        let lag_ms = entry.renewal_lag_ms().expect("its window slides");
+        if now_ms < entry.durable.renewal_ms.saturating_add(lag_ms) { 0 } else { entry.last_group }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_ended_early_do_not_pile_up_in_the_wheel() {
+        let alive = HashMap::from([(7, ())]);
+        let mut wheel = Wheel::default();
+        for id in 0..10_000 {
+            wheel.push(1_000_000, id);
+            wheel.tidy(&alive);
+            assert!(wheel.0.len() <= 2 * alive.len() + STALE_MAX);
+        }
+        let due: Vec<u64> = std::iter::from_fn(|| wheel.pop_due(1_000_000)).collect();
+        assert!(due.contains(&7), "a stream that is there keeps its entry");
     }
 }

@@ -7,6 +7,7 @@ use crate::engine::request::{
     SpanRequest, SubscribeAnswer, Subscribed, Target,
 };
 use crate::engine::shard::{Audience, Shard, Subscribers};
+use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 
@@ -17,22 +18,31 @@ impl Shard {
     }
 
     pub(super) fn plan(&mut self, request: PlanRequest, reply: Reply<PlanAnswer>) {
-        let answer = self.plan_page(&request);
-        self.answer(reply, answer);
+        match self.plan_page(&request) {
+            Ok((plan, rests_on)) => self.answer_after(rests_on, reply, Ok(plan)),
+            Err(error) => self.answer(reply, Err(error)),
+        }
     }
 
-    fn plan_page(&mut self, request: &PlanRequest) -> PlanAnswer {
+    /// The plan, and the group that its answer rests on.
+    fn plan_page(&mut self, request: &PlanRequest) -> Result<(ReadPlan, u64), ReadError> {
         let id = match &request.target {
             Target::Name(name) => self.readable(name)?,
             Target::Id(id) => self.readable_id(*id)?,
         };
         let start = self.resolve(id, request.from)?;
-        let check_start = matches!(request.from, RequestedOffset::At(_));
+        let check_start = !request.start_checked && matches!(request.from, RequestedOffset::At(_));
         let regions = self.regions(id, start, request.bytes_max, check_start)?;
+        let mut plan = ReadPlan { info: self.info(id), start, renewal_waits: false, regions };
+        let mut rests_on = 0;
         if matches!(request.target, Target::Name(_)) {
-            self.renew(id);
+            if plan.regions.first().is_some_and(|region| region.check_start) {
+                plan.renewal_waits = matches!(plan.info.lifetime, Some(Lifetime::Ttl { .. }));
+            } else {
+                rests_on = self.renew(id);
+            }
         }
-        Ok(ReadPlan { info: self.info(id), start, regions })
+        Ok((plan, rests_on))
     }
 
     /// Bytes of this stream for a fork; the pin guarantees that they are there.
@@ -53,26 +63,26 @@ impl Shard {
         from: RequestedOffset,
         reply: Reply<SubscribeAnswer>,
     ) {
-        let answer = self.register_reader(name, from, reply.origin);
-        self.answer(reply, answer);
+        match self.register_reader(name, from, reply.origin) {
+            Ok((subscribed, rests_on)) => self.answer_after(rests_on, reply, Ok(subscribed)),
+            Err(error) => self.answer(reply, Err(error)),
+        }
     }
 
+    /// The reader's place, and the group that the answer rests on.
     fn register_reader(
         &mut self,
         name: &StreamName,
         from: RequestedOffset,
         origin: Origin,
-    ) -> SubscribeAnswer {
+    ) -> Result<(Subscribed, u64), ReadError> {
         let id = self.readable(name)?;
         let position = self.resolve(id, from)?;
         // Only the start is looked at: a page of nothing.
         let probe = self.regions(id, position, 1, matches!(from, RequestedOffset::At(_)))?;
-        let check_start = match probe.first() {
-            Some(Region { place: Place::Ancestor(_), .. }) => matches!(from, RequestedOffset::At(_)),
-            Some(region) => region.check_start,
-            None => false,
-        };
-        self.renew(id);
+        let check_start = probe.first().is_some_and(|region| region.check_start);
+        // A reader renews the window by being there, and when it leaves.
+        let rests_on = if check_start { 0 } else { self.renew(id) };
         let info = self.info(id);
         let subscribers = self.subscribers.entry(id).or_insert_with(|| Subscribers {
             announced: info.tail,
@@ -91,12 +101,20 @@ impl Shard {
             }
         };
         self.hold_open(id);
-        let attachment = Attachment { shared: self.shared.clone(), stream: self.stream_ref(id), origin };
-        Ok(Subscribed { info, position, check_start, topic, attachment })
+        let stream = self.stream_ref(id);
+        let attachment = Attachment { shared: self.shared.clone(), stream, origin, refused: false };
+        Ok((Subscribed { info, position, check_start, topic, attachment }, rests_on))
     }
 
-    /// A live reader left. With the last one, a sliding lifetime starts anew.
-    pub(crate) fn detach(&mut self, id: u64, origin: Origin) {
+    /// A live reader left, and a sliding lifetime starts anew.
+    pub(crate) fn detach(&mut self, id: u64, origin: Origin, refused: bool) {
+        if !self.subscribers.contains_key(&id) {
+            return;
+        }
+        if !refused {
+            // With each one and not only with the last: those who are left may all turn out to be refused.
+            self.renew(id);
+        }
         let Some(subscribers) = self.subscribers.get_mut(&id) else { return };
         if let Some(at) = subscribers.topics.iter().position(|audience| audience.origin == origin) {
             subscribers.topics[at].readers -= 1;
@@ -105,7 +123,6 @@ impl Shard {
             }
         }
         if subscribers.topics.is_empty() {
-            self.renew(id);
             self.subscribers.remove(&id);
             self.changed.remove(&id);
         }
@@ -175,12 +192,7 @@ impl Shard {
         if at < entry.durable.tail && (at < page_end || regions.is_empty()) {
             let left = usize::try_from(page_end - at).unwrap_or(usize::MAX);
             let check_start = check_start && at == start;
-            let own = self.own_regions(id, at, entry.durable.tail, left, check_start)?;
-            // Behind inherited bytes, a first message that is larger than what is left of the page waits for the next.
-            let fits = |region: &Region| region.to <= page_end || region.from == start;
-            regions.extend(
-                own.into_iter().filter(|region| fits(region) || matches!(region.place, Place::Disk(..))),
-            );
+            regions.extend(self.own_regions(id, at, entry.durable.tail, left, check_start)?);
         }
         Ok(regions)
     }

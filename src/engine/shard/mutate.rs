@@ -62,12 +62,12 @@ impl Shard {
 
     fn confirm(&mut self, id: u64, request: &CreateRequest, reply: Reply<CreateAnswer>) {
         let entry = self.entry(id).expect("a name stands for a stream that exists");
-        let last_group = entry.last_group;
+        let mut rests_on = entry.last_group;
         let answer = entry.state.confirm(request);
         if answer.is_ok() {
-            self.renew(id);
+            rests_on = rests_on.max(self.renew(id));
         }
-        self.answer_after(last_group, reply, answer.map(CreateStep::Done).map_err(CreateError::from));
+        self.answer_after(rests_on, reply, answer.map(CreateStep::Done).map_err(CreateError::from));
     }
 
     fn create_anew(
@@ -161,8 +161,8 @@ impl Shard {
         match entry.state.decide_append(request, now_ms, &self.limits.stream) {
             AppendDecision::Refuse(refusal) => self.answer_after(last_group, reply, Err(refusal.into())),
             AppendDecision::Answer(appended) => {
-                self.renew(id);
-                self.answer_after(last_group, reply, Ok(appended));
+                let rests_on = last_group.max(self.renew(id));
+                self.answer_after(rests_on, reply, Ok(appended));
             }
             AppendDecision::Accept(_) if self.is_overloaded() => {
                 self.answer(reply, Err(Unavailable::Overloaded.into()));

@@ -1,0 +1,145 @@
+//! Live reads over the wire, against the real binary: `protocol.md` §13 and §14, and the races around them.
+//!
+//! * `tail`: an SSE response as it travels, chunk by chunk, with what every chunk has to keep to.
+//! * `long_poll`: one answer, as soon as there is something to say.
+//! * `sse`: events, byte for byte.
+//! * `sse_text`: text, where payloads and code points are cut.
+//! * `sse_ends`: heartbeats, cursors, and how responses end.
+//! * `races`: readers against writers, closers and deleters; exactly-once delivery is counted.
+//! * `incarnations`: one name, deleted and created again under its readers and writers.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod incarnations;
+mod long_poll;
+mod races;
+mod sse;
+mod sse_ends;
+mod sse_text;
+mod tail;
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use support::ServerProcess;
+use support::http::{Connection, PATIENCE, Response};
+
+/// Longer than any test waits for its reader to be woken, so that a wait never ends by itself.
+const LONG: (&str, &str) = ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "60");
+/// What must not come is waited for this long. A slow machine can only make a test that looks for it miss it.
+const SILENCE: Duration = Duration::from_millis(40);
+
+const TEXT: (&str, &str) = ("Content-Type", "text/plain");
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+const BINARY: (&str, &str) = ("Content-Type", "application/octet-stream");
+const CLOSED: (&str, &str) = ("Stream-Closed", "true");
+
+/// Runs a test against a fresh server in each storage mode.
+fn in_each_mode(settings: &[(&str, &str)], test: impl Fn(&ServerProcess)) {
+    for mode in ["memory", "acid"] {
+        test(&start(mode, settings));
+    }
+}
+
+fn start(mode: &str, settings: &[(&str, &str)]) -> ServerProcess {
+    // Shown with a failure only.
+    eprintln!("storage mode: {mode}");
+    let layout = [("DS_STORAGE__MODE", mode), ("DS_STORAGE__ACID_SHARD_COUNT", "2")];
+    ServerProcess::start(&[&layout, settings].concat())
+}
+
+fn path(name: &str) -> String {
+    format!("/v1/stream/{name}")
+}
+
+#[track_caller]
+fn create(server: &ServerProcess, name: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) {
+    server.client().request("PUT", &path(name), headers, body.as_ref()).expect_status(201);
+}
+
+#[track_caller]
+fn append(server: &ServerProcess, name: &str, content_type: (&str, &str), body: impl AsRef<[u8]>) {
+    server.client().request("POST", &path(name), &[content_type], body.as_ref()).expect_status(204);
+}
+
+#[track_caller]
+fn close(server: &ServerProcess, name: &str) {
+    server.client().request("POST", &path(name), &[CLOSED], b"").expect_status(204);
+}
+
+#[track_caller]
+fn delete(server: &ServerProcess, name: &str) {
+    server.client().request("DELETE", &path(name), &[], b"").expect_status(204);
+}
+
+#[track_caller]
+fn fork(server: &ServerProcess, name: &str, source: &str) {
+    create(server, name, &[("Stream-Forked-From", &path(source))], b"");
+}
+
+#[track_caller]
+fn get(server: &ServerProcess, name_and_query: &str) -> Response {
+    server.client().request("GET", &path(name_and_query), &[], b"")
+}
+
+/// The offset of a position.
+fn offset(position: usize) -> String {
+    format!("{:016}_{position:016}", 0)
+}
+
+/// The position of an offset, which has to be one of this server's.
+#[track_caller]
+fn position(offset: &str) -> usize {
+    let digits = offset.strip_prefix("0000000000000000_").unwrap_or_else(|| panic!("not an offset: {offset:?}"));
+    assert_eq!(digits.len(), 16, "not an offset: {offset:?}");
+    digits.parse().unwrap_or_else(|_| panic!("not an offset: {offset:?}"))
+}
+
+/// The position that an answer tells its reader to go on from.
+#[track_caller]
+fn next_position(response: &Response) -> usize {
+    position(response.header("Stream-Next-Offset").expect("every answer to a reader has an offset"))
+}
+
+/// The number of the current cursor interval: 20 s each, counted from 2024-10-09T00:00:00Z.
+fn current_interval() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("this is after 1970").as_secs();
+    (now - 1_728_432_000) / 20
+}
+
+/// An instant that many seconds from now, for `Stream-Expires-At`.
+fn in_seconds(seconds: u64) -> String {
+    let instant = time::OffsetDateTime::now_utc() + Duration::from_secs(seconds);
+    instant.format(&time::format_description::well_known::Rfc3339).expect("the year has four digits")
+}
+
+/// Makes sure that the server sends nothing for a while: whoever waits, waits.
+#[track_caller]
+fn assert_silent(connection: &Connection) {
+    let socket = connection.socket();
+    socket.set_read_timeout(Some(SILENCE)).expect("the timeout is not zero");
+    let seen = socket.peek(&mut [0]);
+    socket.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
+    match seen {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+        other => panic!("the server was expected to wait, but: {other:?}"),
+    }
+}
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Less than `sides`.
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).expect("31 bits fit") % sides
+    }
+}
