@@ -84,7 +84,7 @@ impl Default for LimitsConfig {
             max_body_bytes: 16 * MIB,
             max_buffered_body_bytes: 256 * MIB,
             max_connections: 65_536,
-            max_streams: 10_000_000,
+            max_streams: 1_000_000,
             max_producers_per_stream: 10_000,
             read_page_bytes: 4 << 20,
             max_json_depth: 512,

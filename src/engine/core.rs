@@ -155,7 +155,8 @@ fn open(index: usize, shard: &RefCell<Shard>, mail: Mail) {
         Mail::Fork(mail) => shard.borrow_mut().handle_fork_mail(mail),
         Mail::Parcels(parcels) => parcels.into_iter().for_each(super::request::Parcel::deliver),
         Mail::Completion(completion) => shard.borrow_mut().completed(completion),
-        Mail::Detach { stream, origin, refused } => shard.borrow_mut().detach(stream, origin, refused),
+        Mail::Confirmed { stream } => shard.borrow_mut().confirm_reader(stream),
+        Mail::Detach { stream, origin, in_doubt } => shard.borrow_mut().detach(stream, origin, in_doubt),
         // Not the shard's code, and without the shard in hand: it may well ask it something.
         Mail::Run(task) => {
             if catch_unwind(AssertUnwindSafe(task)).is_err() {

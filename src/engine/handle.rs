@@ -112,10 +112,9 @@ impl Engine {
         let subscribed =
             self.ask(self.shard_of(&name), |reply| Request::Subscribe(name, from, reply)).await?;
         let check_start = subscribed.check_start;
-        let subscription = Subscription::new(self.clone(), subscribed);
-        if check_start && let Err(error) = subscription.check_start(from).await {
-            subscription.refused();
-            return Err(error);
+        let mut subscription = Subscription::new(self.clone(), subscribed);
+        if check_start {
+            subscription.check_start(from).await?;
         }
         Ok(subscription)
     }

@@ -252,14 +252,14 @@ impl Subscription {
         Self { engine, info, attachment, topic, position, held: 0 }
     }
 
-    /// The position that was asked for is none of the stream's.
-    pub(super) fn refused(mut self) {
-        self.attachment.refused = true;
+    /// The position that was asked for is one of the stream's.
+    pub(super) fn confirm(&mut self) {
+        self.attachment.confirm();
     }
 
     /// The incarnation that is read.
     pub(super) fn stream(&self) -> StreamRef {
-        self.attachment.stream
+        self.attachment.stream()
     }
 
     /// The stream when the subscription began.
@@ -281,6 +281,33 @@ impl Subscription {
     /// Waits for what comes next; at once if there is data after the position, or if the stream is closed or gone.
     /// `max_bytes` bounds a batch (a larger JSON message comes alone, as does what one commit brought). Cancel-safe.
     pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
+        let event = self.next_until(max_bytes, std::future::pending()).await?;
+        Ok(event.expect("what never comes ends no wait"))
+    }
+
+    /// As [`Self::next`], with two differences, for an answer that is one page (`protocol.md` §12 and §13): what one
+    /// commit brought is cut as well; and `give_up` ends the wait with `None`. Nothing else than waiting: data that are
+    /// there are fetched, however long that takes.
+    pub async fn next_page(
+        &mut self,
+        max_bytes: usize,
+        give_up: impl Future<Output = ()>,
+    ) -> Result<Option<LiveEvent>, ReadError> {
+        match self.next_until(max_bytes, give_up).await? {
+            Some(LiveEvent::Data(batch)) if batch.end - batch.start > max_bytes as u64 => {
+                self.position = batch.start;
+                self.catch_up(max_bytes).await.map(Some)
+            }
+            event => Ok(event),
+        }
+    }
+
+    async fn next_until(
+        &mut self,
+        max_bytes: usize,
+        give_up: impl Future<Output = ()>,
+    ) -> Result<Option<LiveEvent>, ReadError> {
+        let mut give_up = std::pin::pin!(give_up);
         loop {
             let topic = self.topic.clone();
             let mut changed = std::pin::pin!(topic.changed.notified());
@@ -293,29 +320,21 @@ impl Subscription {
                 lock(&topic.state).next(self.position, self.held, max_bytes)
             };
             match next {
-                Next::Batch(batch) => return Ok(self.take(batch)),
-                Next::Closed { tail } => return Ok(LiveEvent::Closed { tail }),
-                Next::Ended(Ended::Removed) => return Ok(LiveEvent::Removed),
-                Next::Ended(Ended::SoftDeleted) => return Ok(LiveEvent::SoftDeleted),
-                Next::Behind => return self.catch_up(max_bytes).await,
+                Next::Batch(batch) => return Ok(Some(self.take(batch))),
+                Next::Closed { tail } => return Ok(Some(LiveEvent::Closed { tail })),
+                Next::Ended(Ended::Removed) => return Ok(Some(LiveEvent::Removed)),
+                Next::Ended(Ended::SoftDeleted) => return Ok(Some(LiveEvent::SoftDeleted)),
+                Next::Behind => return self.catch_up(max_bytes).await.map(Some),
                 Next::Nothing => {}
             }
             if self.info.closed && self.position == self.info.tail && self.held == 0 {
-                return Ok(LiveEvent::Closed { tail: self.info.tail });
+                return Ok(Some(LiveEvent::Closed { tail: self.info.tail }));
             }
-            changed.await;
-        }
-    }
-
-    /// As [`Self::next`], but what one commit brought is cut as well: for an answer that is one page (`protocol.md`
-    /// §12).
-    pub async fn next_page(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
-        match self.next(max_bytes).await? {
-            LiveEvent::Data(batch) if batch.end - batch.start > max_bytes as u64 => {
-                self.position = batch.start;
-                self.catch_up(max_bytes).await
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = &mut give_up => return Ok(None),
             }
-            event => Ok(event),
         }
     }
 

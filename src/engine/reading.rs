@@ -286,8 +286,10 @@ impl DiskRead {
 
 impl Subscription {
     /// Makes sure that a client's offset lies between two messages where the shard could not see that at once.
-    pub(super) async fn check_start(&self, from: RequestedOffset) -> Result<(), ReadError> {
+    pub(super) async fn check_start(&mut self, from: RequestedOffset) -> Result<(), ReadError> {
         let StreamRef { shard, id } = self.stream();
-        self.engine.page(shard.into(), Target::Id(id), from, 1).await.map(drop)
+        self.engine.page(shard.into(), Target::Id(id), from, 1).await?;
+        self.confirm();
+        Ok(())
     }
 }

@@ -30,8 +30,10 @@ pub(crate) enum Mail {
     Parcels(Vec<Parcel>),
     /// From the shard's commit thread.
     Completion(Completion),
+    /// A live reader of this shard's stream is one after all: see [`Attachment::in_doubt`].
+    Confirmed { stream: u64 },
     /// A live reader of this shard's stream left, or was none: then it was not there for the stream's lifetime.
-    Detach { stream: u64, origin: Origin, refused: bool },
+    Detach { stream: u64, origin: Origin, in_doubt: bool },
     /// Something to be run on the core's thread.
     Run(Box<dyn FnOnce() + Send>),
     /// Finish what is accepted, close the files, end the core.
@@ -45,6 +47,7 @@ impl fmt::Debug for Mail {
             Self::Fork(_) => "Fork",
             Self::Parcels(_) => "Parcels",
             Self::Completion(_) => "Completion",
+            Self::Confirmed { .. } => "Confirmed",
             Self::Detach { .. } => "Detach",
             Self::Run(_) => "Run",
             Self::Stop(_) => "Stop",
@@ -283,18 +286,41 @@ pub(crate) struct Subscribed {
 /// waits for any more is dropped on its way, and a reader counted for ever would keep its stream alive for ever.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) stream: StreamRef,
-    pub(crate) origin: Origin,
-    /// The reader asked for a position that the stream does not have.
-    pub(crate) refused: bool,
+    shared: Arc<Shared>,
+    stream: StreamRef,
+    origin: Origin,
+    /// Whether the stream has the position that the reader asked for is still to be seen. As long as it is, nothing is
+    /// lost for the reader, but it does not renew a lifetime.
+    in_doubt: bool,
+}
+
+impl Attachment {
+    pub(crate) fn new(shared: Arc<Shared>, stream: StreamRef, origin: Origin, in_doubt: bool) -> Self {
+        Self { shared, stream, origin, in_doubt }
+    }
+
+    /// Whose place it is.
+    pub(crate) fn stream(&self) -> StreamRef {
+        self.stream
+    }
+
+    /// The reader's position is one of the stream's.
+    pub(crate) fn confirm(&mut self) {
+        if std::mem::take(&mut self.in_doubt) {
+            self.post(Mail::Confirmed { stream: self.stream.id });
+        }
+    }
+
+    /// By mail even to the own core: its shard may be at work.
+    fn post(&self, mail: Mail) {
+        self.shared.mailboxes[usize::from(self.stream.shard)].post(mail);
+    }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        // By mail even to the own core: this may be dropped while its shard is at work.
-        let detach = Mail::Detach { stream: self.stream.id, origin: self.origin, refused: self.refused };
-        self.shared.mailboxes[usize::from(self.stream.shard)].post(detach);
+        let Self { stream, origin, in_doubt, .. } = *self;
+        self.post(Mail::Detach { stream: stream.id, origin, in_doubt });
     }
 }
 

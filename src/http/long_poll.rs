@@ -25,15 +25,13 @@ pub(super) async fn answer(
 ) -> Result<Response, Problem> {
     let mut subscription = app.storage.subscribe(name, from).await?;
 
-    // Data goes first: a 204 says that there is none behind the client's offset.
-    let event = tokio::select! {
-        biased;
-        event = subscription.next_page(app.page_bytes) => Some(event?),
-        () = tokio::time::sleep(app.long_poll_timeout) => None,
-        () = app.shutdown.cancelled() => None,
+    let give_up = async {
+        tokio::select! {
+            () = tokio::time::sleep(app.long_poll_timeout) => {}
+            () = app.shutdown.cancelled() => {}
+        }
     };
-
-    let mut response = match event {
+    let mut response = match subscription.next_page(app.page_bytes, give_up).await? {
         Some(LiveEvent::Data(batch)) => page(call, subscription.info(), from, &batch),
         Some(LiveEvent::Closed { tail }) => nothing_new(tail, true),
         Some(LiveEvent::Removed) => return Err(LookupRefusal::NotFound.into()),

@@ -35,9 +35,10 @@ const REOPEN_DELAY_MAX: Duration = Duration::from_secs(5);
 /// `Reopened`. `Closed` is the last report ever.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// All groups up to and including number `through` are durable.
+    /// All groups up to and including number `through` are durable. Comes after each commit, and again when reclaim
+    /// changed how much disk is taken: a shard whose disk is full has no commits to learn that from.
     Durable {
-        /// Number of the last group of the commit.
+        /// Number of the last group of the last commit; 0, which no group has, before the first one of this process.
         through: u64,
         /// Bytes of disk that the shard takes.
         disk_bytes: u64,
@@ -92,12 +93,15 @@ impl Committer {
         report: Report,
     ) -> io::Result<Self> {
         let (sender, orders) = unbounded();
+        let reported_disk_bytes = log.disk_bytes();
         let worker = Worker {
             shard,
             opener,
             log: Some(log),
             report,
             orders,
+            durable_through: 0,
+            reported_disk_bytes,
             failures: 0,
             reopen_delay: Duration::ZERO,
             may_reclaim: true,
@@ -135,6 +139,9 @@ struct Worker {
     log: Option<Box<dyn CommitLog>>,
     report: Report,
     orders: Receiver<Order>,
+    /// Number of the last group that this thread committed.
+    durable_through: u64,
+    reported_disk_bytes: u64,
     failures: u64,
     /// Pause before the next attempt to open. Back to zero only when something was written: a disk on which opening
     /// works and writing does not is not hammered either.
@@ -209,7 +216,9 @@ impl Worker {
         let Some(log) = &mut self.log else { return };
         match guarded(|| log.commit(&mut groups)) {
             Ok(()) => {
-                (self.report)(Completion::Durable { through, disk_bytes: log.disk_bytes() });
+                self.durable_through = through;
+                self.reported_disk_bytes = log.disk_bytes();
+                (self.report)(Completion::Durable { through, disk_bytes: self.reported_disk_bytes });
                 self.reopen_delay = Duration::ZERO;
                 self.may_reclaim |= groups.iter().any(removes_streams);
                 self.commits_since_reclaim += 1;
@@ -224,7 +233,14 @@ impl Worker {
         self.commits_since_reclaim = 0;
         self.bytes_since_reclaim = 0;
         match guarded(|| log.reclaim()) {
-            Ok(more) => self.may_reclaim = more,
+            Ok(more) => {
+                self.may_reclaim = more;
+                let disk_bytes = log.disk_bytes();
+                if disk_bytes != self.reported_disk_bytes {
+                    self.reported_disk_bytes = disk_bytes;
+                    (self.report)(Completion::Durable { through: self.durable_through, disk_bytes });
+                }
+            }
             Err(error) => self.fail(&error),
         }
     }

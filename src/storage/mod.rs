@@ -100,7 +100,7 @@ pub trait CommitLog: Send {
     fn reclaim(&mut self) -> Result<bool, StorageError>;
     /// The read side.
     fn reader(&self) -> Arc<dyn ColdReader>;
-    /// Bytes of disk in use.
+    /// Bytes of disk in use: less than the files take once something was removed, as its room is used again.
     fn disk_bytes(&self) -> u64;
 }
 

@@ -5,6 +5,8 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use durable_streams_server::storage::acid::BackendFactory;
 use redb::StorageBackend;
@@ -51,6 +53,21 @@ impl Disks {
             drop(state);
             disk.changed.notify_all();
         }
+    }
+
+    /// From now on a sync takes that long, as it does on a disk that is not RAM.
+    pub(crate) fn slow_down(&self, sync: Duration) {
+        self.0.iter().for_each(|disk| disk.lock().sync_takes = sync);
+    }
+
+    /// From now on syncs wait.
+    pub(crate) fn stall_syncs(&self) {
+        self.0.iter().for_each(|disk| disk.stall_syncs());
+    }
+
+    /// Lets the syncs go on.
+    pub(crate) fn resume_syncs(&self) {
+        self.0.iter().for_each(|disk| disk.resume_syncs());
     }
 
     /// Removes all faults. What has failed already stays failed until the shard is opened again.
@@ -127,6 +144,7 @@ struct State {
     failed: Option<Unsynced>,
     failures: u64,
     stalled: bool,
+    sync_takes: Duration,
     /// Syncs that are held up.
     waiting: usize,
     random: u64,
@@ -297,6 +315,12 @@ impl StorageBackend for Handle {
             state = self.disk.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.waiting -= 1;
+        if !state.sync_takes.is_zero() {
+            let pause = state.sync_takes;
+            drop(state);
+            thread::sleep(pause);
+            state = self.disk.lock();
+        }
         state.check(self.number, Calls::Syncs)?;
         state.sync();
         Ok(())

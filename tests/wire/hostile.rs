@@ -114,6 +114,26 @@ fn requests_in_one_write_are_answered_in_order() {
 }
 
 #[test]
+fn request_with_two_framings_hides_no_second_request() {
+    let server = start(&[]);
+    for framings in
+        ["Transfer-Encoding: chunked\r\nContent-Length: 4", "Content-Length: 4\r\nTransfer-Encoding: chunked"]
+    {
+        let mut connection = connect(&server);
+        let hidden = "DELETE /v1/stream/a HTTP/1.1\r\nHost: a\r\n\r\n";
+        let request = format!("PUT /v1/stream/a HTTP/1.1\r\nHost: a\r\n{framings}\r\n\r\n0\r\n\r\n{hidden}");
+        connection.send_raw(request.as_bytes()).expect("a new connection takes bytes");
+        let answer = connection.read_response("PUT").expect("there is an answer");
+        assert!(matches!(answer.status, 200 | 201 | 400), "{answer:?}");
+        // Whoever took the other length for the true one must not be answered by what followed.
+        assert!(connection.is_closed_by_server(), "{framings}");
+        if answer.status != 400 {
+            Caller::to(&server).head("a").expect_status(200);
+        }
+    }
+}
+
+#[test]
 fn broken_http_is_answered_with_a_problem_and_others_are_served() {
     let server = start(&[]);
     for broken in [

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use crate::engine::shard::{Phase, Shard};
+use crate::engine::shard::{Phase, Shard, Subscribers};
 use crate::stream::event::Event;
 
 /// Streams ended in one round at most, so that a wave of expiries does not hold up requests.
@@ -128,7 +128,7 @@ impl Shard {
         for _ in 0..ENDS_PER_ROUND {
             let Some(id) = self.held_open.due.pop_due(now_ms) else { break };
             self.held_open.ids.remove(&id);
-            if self.has_live_readers(id) {
+            if self.subscribers.get(&id).is_some_and(Subscribers::is_read) {
                 self.renew(id);
                 self.hold_open(id);
             }

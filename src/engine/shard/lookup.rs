@@ -88,7 +88,9 @@ impl Shard {
             announced: info.tail,
             closed: info.closed,
             topics: Vec::new(),
+            in_doubt: 0,
         });
+        subscribers.in_doubt += usize::from(check_start);
         let topic = match subscribers.topics.iter_mut().find(|audience| audience.origin == origin) {
             Some(audience) => {
                 audience.readers += 1;
@@ -100,22 +102,34 @@ impl Shard {
                 topic
             }
         };
-        self.hold_open(id);
+        if !check_start {
+            self.hold_open(id);
+        }
         let stream = self.stream_ref(id);
-        let attachment = Attachment { shared: self.shared.clone(), stream, origin, refused: false };
+        let attachment = Attachment::new(self.shared.clone(), stream, origin, check_start);
         Ok((Subscribed { info, position, check_start, topic, attachment }, rests_on))
     }
 
+    /// The position of a live reader was in doubt, and turned out to be one of the stream's.
+    pub(crate) fn confirm_reader(&mut self, id: u64) {
+        if let Some(subscribers) = self.subscribers.get_mut(&id) {
+            subscribers.in_doubt -= 1;
+            self.renew(id);
+            self.hold_open(id);
+        }
+    }
+
     /// A live reader left, and a sliding lifetime starts anew.
-    pub(crate) fn detach(&mut self, id: u64, origin: Origin, refused: bool) {
+    pub(crate) fn detach(&mut self, id: u64, origin: Origin, in_doubt: bool) {
         if !self.subscribers.contains_key(&id) {
             return;
         }
-        if !refused {
+        if !in_doubt {
             // With each one and not only with the last: those who are left may all turn out to be refused.
             self.renew(id);
         }
         let Some(subscribers) = self.subscribers.get_mut(&id) else { return };
+        subscribers.in_doubt -= usize::from(in_doubt);
         if let Some(at) = subscribers.topics.iter().position(|audience| audience.origin == origin) {
             subscribers.topics[at].readers -= 1;
             if subscribers.topics[at].readers == 0 {

@@ -108,6 +108,15 @@ struct Subscribers {
     announced: u64,
     closed: bool,
     topics: Vec<Audience>,
+    /// How many of them may yet turn out to have asked for a position that the stream does not have.
+    in_doubt: usize,
+}
+
+impl Subscribers {
+    /// Somebody reads who counts for the stream's lifetime.
+    fn is_read(&self) -> bool {
+        self.topics.iter().map(|audience| audience.readers).sum::<usize>() > self.in_doubt
+    }
 }
 
 /// Those of them on one core.

@@ -17,8 +17,9 @@ use super::reader::{ShardReader, range_of};
 use super::rows::{ExtentCutter, ExtentRow, JOURNAL_KEY_BYTES, next_value_bytes};
 use super::tables::{
     CheckpointTables, DOOMED, EXTENTS, Extents, FORMAT_VERSION, JOURNAL, PRODUCERS, STREAMS, SYS, SYS_FORMAT,
-    SYS_NEXT_GROUP, SYS_NEXT_STREAM_ID, SYS_SHARD, failed,
+    SYS_NEXT_GROUP, SYS_NEXT_STREAM_ID, SYS_SETTLED_BYTES, SYS_SHARD, failed, read_sys,
 };
+use super::usage::{self, Usage};
 use crate::storage::{
     Checkpoint, ColdReader, CommitLog, Group, Recovered, RecoveredStream, StorageError, StreamCheckpoint,
 };
@@ -51,7 +52,9 @@ pub(super) fn open_database(
             DatabaseError::DatabaseAlreadyOpen => StorageError::Locked(format!("of shard {shard}")),
             other => failed("opening the database")(other),
         })?;
-    if !is_initialised(&database, shard)? {
+    if is_initialised(&database, shard)? {
+        usage::record_if_missing(&database, shard)?;
+    } else {
         initialise(&database, shard)?;
     }
     Ok(database)
@@ -84,19 +87,18 @@ fn initialise(database: &Database, shard: usize) -> Result<(), StorageError> {
         let mut tables = CheckpointTables::open(&transaction).map_err(failed("making the tables"))?;
         tables.sys.insert(SYS_FORMAT, FORMAT_VERSION).map_err(failed("making the tables"))?;
         tables.sys.insert(SYS_SHARD, shard as u64).map_err(failed("making the tables"))?;
+        tables.sys.insert(SYS_SETTLED_BYTES, 0).map_err(failed("making the tables"))?;
     }
     transaction.commit().map_err(failed("making the tables"))
 }
 
-fn read_sys(sys: &impl ReadableTable<&'static str, u64>, name: &str) -> Result<Option<u64>, StorageError> {
-    Ok(sys.get(name).map_err(failed("reading the system table"))?.map(|value| value.value()))
-}
-
-/// Reads all that a shard has to know at start: everything but settled payload.
-pub(super) fn recover(database: &Database) -> Result<Recovered, StorageError> {
+/// Reads all that a shard has to know at start: everything but settled payload. Says also what all rows take.
+pub(super) fn recover(database: &Database) -> Result<(Recovered, Usage), StorageError> {
     const DOING: &str = "reading the database";
     let transaction = database.begin_read().map_err(failed(DOING))?;
     let sys = transaction.open_table(SYS).map_err(failed(DOING))?;
+    let settled = read_sys(&sys, SYS_SETTLED_BYTES)?.unwrap_or(0);
+    let mut usage = Usage { settled, journal: 0 };
     let mut recovered = Recovered {
         next_stream_id: read_sys(&sys, SYS_NEXT_STREAM_ID)?.unwrap_or(0),
         next_group: read_sys(&sys, SYS_NEXT_GROUP)?.unwrap_or(0),
@@ -129,15 +131,16 @@ pub(super) fn recover(database: &Database) -> Result<Recovered, StorageError> {
     }
 
     let journal = transaction.open_table(JOURNAL).map_err(failed(DOING))?;
-    recovered.groups = join_groups(&journal)?;
+    recovered.groups = join_groups(&journal, &mut usage)?;
     if let Some((last, _)) = recovered.groups.last() {
         recovered.next_group = recovered.next_group.max(last + 1);
     }
-    Ok(recovered)
+    Ok((recovered, usage))
 }
 
 fn join_groups(
     journal: &impl ReadableTable<(u64, u32), &'static [u8]>,
+    usage: &mut Usage,
 ) -> Result<Vec<(u64, Bytes)>, StorageError> {
     const DOING: &str = "reading the journal";
     let mut groups: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -145,6 +148,7 @@ fn join_groups(
     for row in journal.range::<(u64, u32)>(..).map_err(failed(DOING))? {
         let (key, value) = row.map_err(failed(DOING))?;
         let (seq, part) = key.value();
+        usage.journal += usage::journal_row(value.value().len());
         match groups.last_mut() {
             Some((last, frames)) if *last == seq => frames.extend_from_slice(value.value()),
             _ => {
@@ -177,6 +181,8 @@ pub(super) struct ShardLog {
     /// Set while a transaction is under way, so that a panic in it counts as a failure too.
     failed: bool,
     cutter: ExtentCutter,
+    /// With the rows of the transaction under way; if that fails, nobody looks at it any more.
+    usage: Usage,
 }
 
 impl fmt::Debug for ShardLog {
@@ -196,6 +202,7 @@ impl ShardLog {
         directory: Option<Arc<DataDirectory>>,
         two_phase_commit: bool,
         next_group: u64,
+        usage: Usage,
     ) -> Result<Self, StorageError> {
         let has_doomed = {
             let transaction = database.begin_read().map_err(failed("beginning to read"))?;
@@ -214,6 +221,7 @@ impl ShardLog {
             has_doomed,
             failed: false,
             cutter: ExtentCutter::default(),
+            usage,
         })
     }
 
@@ -258,7 +266,7 @@ impl ShardLog {
             }
             self.next_group = group.seq + 1;
             if !group.frames.is_empty() || group.checkpoint.is_none() {
-                insert_group(&mut journal, group.seq, &group.frames)?;
+                insert_group(&mut journal, &mut self.usage, group.seq, &group.frames)?;
             }
             if let Some(checkpoint) = &mut group.checkpoint {
                 let tables = match &mut tables {
@@ -277,7 +285,13 @@ impl ShardLog {
             }
         }
         if trim_before > 0 {
-            journal.retain_in(..(trim_before, 0), |_, _| false).map_err(failed("trimming the journal"))?;
+            let mut trimmed = 0;
+            let trim = |_: (u64, u32), value: &[u8]| {
+                trimmed += usage::journal_row(value.len());
+                false
+            };
+            journal.retain_in(..(trim_before, 0), trim).map_err(failed("trimming the journal"))?;
+            self.usage.journal = self.usage.journal.saturating_sub(trimmed);
         }
         Ok(())
     }
@@ -293,31 +307,53 @@ impl ShardLog {
         // In key order, a leaf that several streams share is copied and checksummed once.
         checkpoint.streams.sort_unstable_by_key(|stream| stream.id);
         for stream in &checkpoint.streams {
-            tables.streams.insert(stream.id, stream.record.as_slice()).map_err(failed(DOING))?;
+            let record = stream.record.as_slice();
+            let replaced = tables.streams.insert(stream.id, record).map_err(failed(DOING))?;
+            let replaced = replaced.map(|record| usage::stream_row(record.value().len()));
+            self.usage.put_settled(usage::stream_row(record.len()), replaced);
         }
         for stream in &mut checkpoint.streams {
             stream.producers.sort_unstable();
             for (producer, epoch, sequence) in &stream.producers {
                 let key = (stream.id, producer.as_ref());
-                tables.producers.insert(key, (*epoch, *sequence)).map_err(failed(DOING))?;
+                let replaced = tables.producers.insert(key, (*epoch, *sequence)).map_err(failed(DOING))?;
+                let bytes = usage::producer_row(producer.len());
+                self.usage.put_settled(bytes, replaced.map(|_| bytes));
             }
         }
         for stream in &checkpoint.streams {
-            settle(&mut tables.extents, &mut self.cutter, stream)?;
+            settle(&mut tables.extents, &mut self.cutter, &mut self.usage, stream)?;
         }
         checkpoint.removed.sort_unstable();
         for id in &checkpoint.removed {
-            tables.streams.remove(id).map_err(failed("removing a stream"))?;
-            let producers =
-                (Bound::Included((*id, &[][..])), after(*id).map_or(Bound::Unbounded, Bound::Excluded));
-            tables.producers.retain_in(producers, |_, _| false).map_err(failed("removing a stream"))?;
-            if !remove_extents(&mut tables.extents, *id, budget)? {
-                tables.doomed.insert(id, ()).map_err(failed("removing a stream"))?;
-                self.has_doomed = true;
-            }
+            self.remove_stream(tables, *id, budget)?;
         }
         tables.sys.insert(SYS_NEXT_STREAM_ID, checkpoint.next_stream_id).map_err(failed(DOING))?;
         tables.sys.insert(SYS_NEXT_GROUP, seq + 1).map_err(failed(DOING))?;
+        tables.sys.insert(SYS_SETTLED_BYTES, self.usage.settled).map_err(failed(DOING))?;
+        Ok(())
+    }
+
+    fn remove_stream(
+        &mut self,
+        tables: &mut CheckpointTables<'_>,
+        id: u64,
+        budget: &mut usize,
+    ) -> Result<(), StorageError> {
+        const DOING: &str = "removing a stream";
+        if let Some(record) = tables.streams.remove(id).map_err(failed(DOING))? {
+            self.usage.remove_settled(usage::stream_row(record.value().len()));
+        }
+        let of_stream = (Bound::Included((id, &[][..])), after(id).map_or(Bound::Unbounded, Bound::Excluded));
+        let remove = |(_, producer): (u64, &[u8]), _| {
+            self.usage.remove_settled(usage::producer_row(producer.len()));
+            false
+        };
+        tables.producers.retain_in(of_stream, remove).map_err(failed(DOING))?;
+        if !remove_extents(&mut tables.extents, &mut self.usage, id, budget)? {
+            tables.doomed.insert(id, ()).map_err(failed(DOING))?;
+            self.has_doomed = true;
+        }
         Ok(())
     }
 }
@@ -329,6 +365,7 @@ fn after(id: u64) -> Option<(u64, &'static [u8])> {
 
 fn insert_group(
     journal: &mut Table<'_, (u64, u32), &'static [u8]>,
+    usage: &mut Usage,
     seq: u64,
     frames: &[u8],
 ) -> Result<(), StorageError> {
@@ -338,6 +375,7 @@ fn insert_group(
         let size = if rest.is_empty() { 0 } else { next_value_bytes(rest.len(), JOURNAL_KEY_BYTES) };
         let (now, later) = rest.split_at(size);
         journal.insert((seq, part), now).map_err(failed("writing the journal"))?;
+        usage.journal += usage::journal_row(now.len());
         if later.is_empty() {
             return Ok(());
         }
@@ -349,6 +387,7 @@ fn insert_group(
 fn settle(
     extents: &mut Extents<'_>,
     cutter: &mut ExtentCutter,
+    usage: &mut Usage,
     stream: &StreamCheckpoint,
 ) -> Result<(), StorageError> {
     const DOING: &str = "settling payload";
@@ -358,7 +397,10 @@ fn settle(
     cutter.begin(stream.start);
     resume_last_row(extents, cutter, stream)?;
     let mut emit = |row: ExtentRow<'_>| {
-        extents.insert((stream.id, row.start), row.value).map_err(failed(DOING)).map(|_| ())
+        let replaced = extents.insert((stream.id, row.start), row.value).map_err(failed(DOING))?;
+        let replaced = replaced.map(|row| usage::extent_row(row.value().len()));
+        usage.put_settled(usage::extent_row(row.value.len()), replaced);
+        Ok(())
     };
     for piece in &stream.payload {
         cutter.push(piece, &mut emit)?;
@@ -391,13 +433,19 @@ fn resume_last_row(
 
 /// Removes payload of a stream as far as `budget` goes, which it lowers by the rows removed. Returns whether that was
 /// all of it.
-fn remove_extents(extents: &mut Extents<'_>, id: u64, budget: &mut usize) -> Result<bool, StorageError> {
+fn remove_extents(
+    extents: &mut Extents<'_>,
+    usage: &mut Usage,
+    id: u64,
+    budget: &mut usize,
+) -> Result<bool, StorageError> {
     const DOING: &str = "removing payload";
     let rows = (id, 0)..=(id, u64::MAX);
     let mut removal = extents.extract_from_if(rows.clone(), |_, _| true).map_err(failed(DOING))?;
     while *budget > 0 {
         let Some(row) = removal.next() else { break };
-        row.map_err(failed(DOING))?;
+        let (_, value) = row.map_err(failed(DOING))?;
+        usage.remove_settled(usage::extent_row(value.value().len()));
         *budget -= 1;
     }
     removal.close().map_err(failed(DOING))?;
@@ -418,18 +466,20 @@ impl CommitLog for ShardLog {
         if !self.has_doomed {
             return Ok(false);
         }
-        self.has_doomed = self.transact(|_, transaction| {
+        self.has_doomed = self.transact(|log, transaction| {
             let mut doomed = transaction.open_table(DOOMED).map_err(failed(DOING))?;
             let mut extents = transaction.open_table(EXTENTS).map_err(failed(DOING))?;
             let mut budget = REMOVED_ROWS_MAX;
             while budget > 0 {
                 let Some(id) = doomed.first().map_err(failed(DOING))?.map(|(id, _)| id.value()) else {
-                    return Ok(false);
+                    break;
                 };
-                if remove_extents(&mut extents, id, &mut budget)? {
+                if remove_extents(&mut extents, &mut log.usage, id, &mut budget)? {
                     doomed.remove(id).map_err(failed(DOING))?;
                 }
             }
+            let mut sys = transaction.open_table(SYS).map_err(failed(DOING))?;
+            sys.insert(SYS_SETTLED_BYTES, log.usage.settled).map_err(failed(DOING))?;
             Ok(doomed.first().map_err(failed(DOING))?.is_some())
         })?;
         Ok(self.has_doomed)
@@ -440,8 +490,10 @@ impl CommitLog for ShardLog {
     }
 
     fn disk_bytes(&self) -> u64 {
+        let Some(files) = &self.directory else { return self.usage.total() };
+        let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         // A momentary failure to look must not stop anything: the next commit looks again.
-        self.directory.as_ref().and_then(|files| files.shard_disk_bytes(self.shard.index).ok()).unwrap_or(0)
+        files.shard_disk_bytes(self.shard.index).map_or(needed, |taken| taken.min(needed))
     }
 }
 

@@ -20,7 +20,7 @@
 //! | `producers` | (stream `u64`, producer id) | (epoch `u64`, last sequence number `u64`) |
 //! | `extents` | (stream `u64`, position of the first byte `u64`) | one flag byte, then settled payload |
 //! | `doomed` | stream `u64` | nothing: the stream is gone, some of its `extents` rows are not |
-//! | `sys` | name | `format`, `shard`, `next_stream_id`, `next_group`: each a `u64` |
+//! | `sys` | name | `format`, `shard`, `next_stream_id`, `next_group`, `settled_bytes`: each a `u64` |
 //!
 //! * **journal**: a group without frames has no row if it carries a checkpoint (which keeps its number in `next_group`),
 //!   otherwise one empty row, so that no number is ever given out twice.
@@ -28,7 +28,8 @@
 //!   of a stream are contiguous: each starts where the one before ends. Bytes never change by position, but a short last
 //!   row may be replaced by a longer one that begins with the same bytes.
 //! * **sys**: `format` and `shard` are written once, when the database is made, and compared at each opening: a database
-//!   file that was moved between shards is noticed. The two others are written with each checkpoint.
+//!   file that was moved between shards is noticed. The others are written with each checkpoint, `settled_bytes` with each
+//!   reclaim too: it is what the rows of `streams`, `producers` and `extents` take (see `usage`).
 //!
 //! # Row sizes
 //!
@@ -51,6 +52,7 @@ mod rows;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -228,13 +230,14 @@ impl OpenLog for AcidLog {
         let backend = self.backend(shard)?;
         shard.opened_before.store(true, Ordering::Release);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
-        let recovered = log::recover(&database)?;
+        let (recovered, usage) = log::recover(&database)?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
             self.directory.clone(),
             self.options.two_phase_commit,
             recovered.next_group,
+            usage,
         )?;
         Ok((Box::new(log), recovered))
     }

@@ -12,12 +12,25 @@ pub(super) const JOURNAL_KEY_BYTES: usize = 12;
 /// Key of `extents`: two `u64`.
 pub(super) const EXTENT_KEY_BYTES: usize = 16;
 
+/// Key of `streams`: `u64`.
+pub(super) const STREAM_KEY_BYTES: usize = 8;
+/// Key of `producers`, besides the producer's id: `u64`.
+pub(super) const PRODUCER_KEY_BYTES_MIN: usize = 8;
+/// Value of `producers`: two `u64`.
+pub(super) const PRODUCER_VALUE_BYTES: usize = 16;
+
 /// Flag byte of an extent: the row starts at a message boundary.
 pub(super) const STARTS_AT_BOUNDARY: u8 = 1;
 
 /// Largest value of a row with a key of `key_bytes`.
 pub(super) const fn value_bytes_max(key_bytes: usize) -> usize {
     PAGE_BYTES_MAX - PAGE_OVERHEAD_BYTES - key_bytes
+}
+
+/// Bytes of disk for a row: a page of its own if it is large, else its share of one.
+pub(super) fn disk_bytes_of_row(key_bytes: usize, value_bytes: usize) -> u64 {
+    let used = key_bytes + value_bytes + PAGE_OVERHEAD_BYTES;
+    (if used > PAGE_BYTES { used.next_power_of_two() } else { used }) as u64
 }
 
 /// Size of the next value when `remaining` bytes (more than 0) are to be written as values under keys of `key_bytes`.

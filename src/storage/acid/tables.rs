@@ -1,6 +1,6 @@
 //! The tables of a shard's database. Their names and types are the format: see the [module](super).
 
-use redb::{Table, TableDefinition, TableError, WriteTransaction};
+use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
 use crate::storage::StorageError;
 
@@ -21,6 +21,7 @@ pub(super) const SYS_FORMAT: &str = "format";
 pub(super) const SYS_SHARD: &str = "shard";
 pub(super) const SYS_NEXT_STREAM_ID: &str = "next_stream_id";
 pub(super) const SYS_NEXT_GROUP: &str = "next_group";
+pub(super) const SYS_SETTLED_BYTES: &str = "settled_bytes";
 
 pub(super) type Extents<'t> = Table<'t, (u64, u64), &'static [u8]>;
 
@@ -44,6 +45,14 @@ impl<'t> CheckpointTables<'t> {
             sys: transaction.open_table(SYS)?,
         })
     }
+}
+
+/// One row of `sys`.
+pub(super) fn read_sys(
+    sys: &impl ReadableTable<&'static str, u64>,
+    name: &str,
+) -> Result<Option<u64>, StorageError> {
+    Ok(sys.get(name).map_err(failed("reading the system table"))?.map(|value| value.value()))
 }
 
 /// Turns an error of redb into ours; `context` says what was being done.
