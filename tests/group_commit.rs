@@ -1,5 +1,8 @@
 //! What durability costs: syncs of the disk, counted and not timed.
 
+// What stands around the tests is a test too.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/disk.rs"]
 mod disk;
 
@@ -131,11 +134,15 @@ async fn what_comes_during_a_sync_shares_the_next_one() {
         let growths = machine.growths() - before.1;
         let syncs = machine.syncs() - before.0 - growths;
         // The one that was held up, and one for all the others.
-        assert!(syncs <= 2 * SHARDS as u64, "{syncs} syncs for 300 creations, not counting {growths} growths");
+        assert!(
+            syncs <= 2 * SHARDS as u64,
+            "{syncs} syncs for 300 creations, not counting {growths} growths"
+        );
 
         let before = (machine.syncs(), machine.growths());
         machine.disks.stall_syncs();
-        let ends = join_all(names.iter().map(|name| async { within(machine.store.delete(stream(name))).await }));
+        let ends =
+            join_all(names.iter().map(|name| async { within(machine.store.delete(stream(name))).await }));
         let go_on = async {
             machine.wait_for_shards().await;
             machine.disks.resume_syncs();
@@ -145,7 +152,10 @@ async fn what_comes_during_a_sync_shares_the_next_one() {
         let growths = machine.growths() - before.1;
         let syncs = machine.syncs() - before.0 - growths;
         // Once they are gone, what is left of them is cleaned up by a commit that nobody waits for.
-        assert!(syncs <= 4 * SHARDS as u64, "{syncs} syncs for 300 deletions, not counting {growths} growths");
+        assert!(
+            syncs <= 4 * SHARDS as u64,
+            "{syncs} syncs for 300 deletions, not counting {growths} growths"
+        );
     }
     within(machine.store.shutdown()).await;
 }
@@ -185,7 +195,9 @@ async fn what_changes_nothing_is_not_written() {
         machine.create("s").await;
         machine.create_with("t", Some(Lifetime::Ttl { seconds: 1_000 })).await;
         assert!(within(machine.store.head(stream("s"))).await.is_ok());
-        assert!(within(machine.store.append(AppendRequest { content_type: None, ..append("s") })).await.is_err());
+        assert!(
+            within(machine.store.append(AppendRequest { content_type: None, ..append("s") })).await.is_err()
+        );
         assert!(within(machine.store.delete(stream("absent"))).await.is_err());
     }
     assert_eq!(machine.syncs(), before);

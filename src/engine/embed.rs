@@ -93,7 +93,7 @@ impl Engine {
                 producers_max: limits.max_producers_per_stream,
             },
             staged_bytes_max: limits.max_staged_bytes,
-            journal_bytes: config.storage.journal_bytes,
+            journal_bytes: journal_bytes(config, shards),
             recent_bytes_max: limits.max_memory_bytes / shards as u64,
         };
         let mut ready = Vec::with_capacity(shards);
@@ -107,6 +107,15 @@ impl Engine {
             .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
         Ok(Self { shared, _stop: stop })
     }
+}
+
+/// Journal size at which a shard begins to settle. Removed streams leave the journal only as it is settled and trimmed, so
+/// it must not be what fills a small disk.
+fn journal_bytes(config: &Config, shards: usize) -> u64 {
+    const OF_DISK_MIN: u64 = 64 * 1024;
+    let of_disk =
+        config.limits.max_disk_bytes.map_or(u64::MAX, |max| (max / shards as u64 / 4).max(OF_DISK_MIN));
+    config.storage.journal_bytes.min(of_disk)
 }
 
 /// Number of cores available to this process.

@@ -15,9 +15,9 @@ fn faults() -> impl Iterator<Item = (usize, Fault)> {
     shards.into_iter().flat_map(move |shard| {
         calls.into_iter().flat_map(move |(calls, most)| {
             (0..most).flat_map(move |after| {
-                unsynced.into_iter().map(move |unsynced| {
-                    (shard, Fault { after, unsynced, ..Fault::next(calls) })
-                })
+                unsynced
+                    .into_iter()
+                    .map(move |unsynced| (shard, Fault { after, unsynced, ..Fault::next(calls) }))
             })
         })
     })
@@ -75,9 +75,12 @@ async fn a_deletion_of_the_last_fork_that_failed_on_the_way_frees_the_source_in_
         machine.disks.heal();
         machine.wait_until_ready().await;
         let there = machine.content(&fork).await;
-        assert!(there.is_err() || answer.is_err(), "{fault:?} on {shard}: an acknowledged deletion came back");
-        if there.is_ok() {
-            assert_eq!(there.unwrap(), b"inherited");
+        assert!(
+            there.is_err() || answer.is_err(),
+            "{fault:?} on {shard}: an acknowledged deletion came back"
+        );
+        if let Ok(content) = there {
+            assert_eq!(content, b"inherited");
             machine.insist_on_deleting(&fork).await;
         }
         machine.wait_until_absent(&source).await;

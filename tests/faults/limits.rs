@@ -28,7 +28,8 @@ async fn a_full_disk_loses_nothing_and_takes_writes_again_when_there_is_room() {
             }
             assert!(seq < 1_000, "the disk is full at some time");
         }
-        let expected = |records: u64| (0..records).flat_map(|seq| [seq as u8; RECORD_BYTES]).collect::<Vec<u8>>();
+        let expected =
+            |records: u64| (0..records).flat_map(|seq| [seq as u8; RECORD_BYTES]).collect::<Vec<u8>>();
         machine.disks.heal();
         machine.wait_until_ready().await;
         let there = machine.content("s").await.unwrap();

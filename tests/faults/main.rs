@@ -1,6 +1,9 @@
 //! The store over disks that fail: nothing that was acknowledged is lost, nothing that was refused half done, nobody who
 //! waits is forgotten, and when the disk works again, so does the store.
 
+// What stands around the tests is a test too.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/disk.rs"]
 mod disk;
 
@@ -17,8 +20,8 @@ use bytes::Bytes;
 use disk::Disks;
 use durable_streams_server::config::Config;
 use durable_streams_server::engine::api::{
-    AppendError, AppendRequest, Appended, Body, CreateError, CreateRequest, Created, ForkRequest, LookupError,
-    LookupRefusal, Page, ProducerTag, ReadError, ReadRequest, Storage,
+    AppendError, AppendRequest, Appended, Body, CreateError, CreateRequest, Created, ForkRequest,
+    LookupError, LookupRefusal, Page, ProducerTag, ReadError, ReadRequest, Storage,
 };
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions, shard_of};

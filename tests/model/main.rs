@@ -4,6 +4,9 @@
 //! A sequence that fails shrinks to a short list of commands, printed with what each of them came to. `PROPTEST_CASES`
 //! raises the number of sequences.
 
+// What stands around the tests is a test too.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/disk.rs"]
 mod disk;
 mod model;

@@ -177,8 +177,10 @@ impl Model {
     pub(crate) fn advance(&mut self, ms: i64) -> i64 {
         let before = self.now_ms;
         self.now_ms += ms;
-        let deadlines = || self.streams.values().filter(|stream| !stream.deleted).filter_map(Stream::deadline);
-        while let Some((_, latest)) = deadlines().find(|(from, to)| *from <= self.now_ms && self.now_ms < *to) {
+        let deadlines =
+            || self.streams.values().filter(|stream| !stream.deleted).filter_map(Stream::deadline);
+        while let Some((_, latest)) = deadlines().find(|(from, to)| *from <= self.now_ms && self.now_ms < *to)
+        {
             self.now_ms = latest;
         }
         self.expire();
@@ -332,7 +334,12 @@ impl Model {
         }
         if let Some(known) = judge(stream, request.producer)? {
             stream.renew(now_ms);
-            return Ok(Appended { tail: stream.tail(), closed: false, duplicate: true, producer: Some(known) });
+            return Ok(Appended {
+                tail: stream.tail(),
+                closed: false,
+                duplicate: true,
+                producer: Some(known),
+            });
         }
         let messages = request.body.stored(&stream.content_type)?;
         if let (Some(new), Some(last)) = (&request.seq, &stream.seq)
@@ -385,14 +392,19 @@ fn judge(stream: &Stream, tag: Option<Tag>) -> Answer<Option<(u64, u64)>> {
         Some(&(known, last)) if seq <= last => return Ok(Some((known, last))),
         Some(&(_, last)) => last + 1,
     };
-    if seq == expected { Ok(None) } else { Err(format!("SEQUENCE_CONFLICT, {expected} expected, {seq} sent")) }
+    if seq == expected {
+        Ok(None)
+    } else {
+        Err(format!("SEQUENCE_CONFLICT, {expected} expected, {seq} sent"))
+    }
 }
 
 fn matches(stream: &Stream, request: &Create) -> bool {
     let fork = match (&stream.fork, &request.fork) {
         (None, None) => None,
         (Some(fork), Some(asked)) => {
-            let same_point = asked.anchor.is_none_or(|anchor| anchor == fork.anchor) && asked.skip == fork.skip;
+            let same_point =
+                asked.anchor.is_none_or(|anchor| anchor == fork.anchor) && asked.skip == fork.skip;
             if asked.source != fork.source || !same_point {
                 return false;
             }

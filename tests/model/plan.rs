@@ -50,7 +50,11 @@ pub(crate) enum Command {
     /// The power is cut between two requests.
     Crash,
     /// The disk fails, or the power is cut, after so many calls of the disk: before, during or after the request.
-    Broken { after_calls: u64, power: bool, change: Change },
+    Broken {
+        after_calls: u64,
+        power: bool,
+        change: Change,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -291,13 +295,12 @@ fn lives() -> impl Strategy<Value = LifePlan> {
 
 fn create() -> impl Strategy<Value = CreatePlan> {
     let fork = (names(), of(positions()), prop_oneof![3 => Just(0), 1 => 1..4_u64, 1 => Just(90)]);
-    (names(), of(0..TYPES.len()), weighted(0.3, lives()), weighted(0.1, Just(())), of(body()), of(fork)).prop_map(
-        |(name, content_type, life, closed, body, fork)| {
+    (names(), of(0..TYPES.len()), weighted(0.3, lives()), weighted(0.1, Just(())), of(body()), of(fork))
+        .prop_map(|(name, content_type, life, closed, body, fork)| {
             // A fork that names a type is most often refused.
             let content_type = content_type.filter(|index| fork.is_none() || index % 3 == 0);
             CreatePlan { name, content_type, life, closed: closed.is_some(), body, fork }
-        },
-    )
+        })
 }
 
 fn append() -> impl Strategy<Value = AppendPlan> {

@@ -47,7 +47,10 @@ pub(crate) struct Append {
 pub(crate) enum Life {
     /// Seconds.
     Ttl(u64),
-    At { ms: i64, spelling: &'static str },
+    At {
+        ms: i64,
+        spelling: &'static str,
+    },
 }
 
 impl PartialEq for Life {
@@ -100,7 +103,9 @@ impl Body {
         }
         match self {
             Self::Json(_, messages) if messages.is_empty() => Err("EMPTY_ARRAY".into()),
-            Self::Json(_, messages) => Ok(messages.iter().map(|message| [message, &b","[..]].concat()).collect()),
+            Self::Json(_, messages) => {
+                Ok(messages.iter().map(|message| [message, &b","[..]].concat()).collect())
+            }
             Self::Bytes(_) | Self::BadJson(_) => Err("INVALID_JSON".into()),
         }
     }

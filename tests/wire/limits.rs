@@ -1,7 +1,14 @@
 //! Limits on what is stored, each at, below and above: `protocol.md` §21, and the keys of `limits`.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use crate::contract::Expectations;
 use crate::service::{CLOSED, Caller, JSON, MODES, Producer, TEXT, offset, start, start_in};
+use crate::support::http::PATIENCE;
+
+/// Pause between two attempts at what works only after a while.
+const POLL: Duration = Duration::from_millis(10);
 
 #[test]
 fn streams_above_the_limit_are_refused_until_one_is_deleted() {
@@ -126,6 +133,45 @@ fn disk_is_limited_and_reads_go_on() {
     caller.get("a", &[]).expect_status(200);
     caller.put("b", &[TEXT], &piece).expect_refusal("INSUFFICIENT_STORAGE");
     caller.assert_absent("b");
+}
+
+#[test]
+fn a_full_disk_takes_streams_again_after_deletions() {
+    let mut server = start_in("acid", &[("DS_LIMITS__MAX_DISK_BYTES", "8MiB")]);
+    let piece = "x".repeat(200 * 1024);
+    for round in 0..3 {
+        let mut caller = Caller::to(&server);
+        let names: Vec<_> = (0..64).map(|index| format!("{round}-{index}")).collect();
+        let created = names.iter().take_while(|name| {
+            let answer = caller.put(name, &[TEXT], &piece);
+            if answer.status != 201 {
+                answer.expect_refusal("INSUFFICIENT_STORAGE");
+                return false;
+            }
+            true
+        });
+        let stored = created.count();
+        assert!((10..42).contains(&stored), "round {round} took {stored} pieces");
+        for name in &names[..stored] {
+            assert_eq!(caller.content(name), piece);
+        }
+        if round == 1 {
+            server.terminate();
+            server.restart();
+            caller = Caller::to(&server);
+            assert_eq!(caller.content(&names[0]), piece);
+        }
+        for name in &names[..stored] {
+            caller.delete(name).expect_status(204);
+        }
+        // The content of removed streams is cleaned up behind the answers.
+        let deadline = Instant::now() + PATIENCE;
+        while caller.put(&format!("{round}-again"), &[TEXT], piece.repeat(8)).status != 201 {
+            assert!(Instant::now() < deadline, "no room after all streams were deleted in round {round}");
+            thread::sleep(POLL);
+        }
+        caller.delete(&format!("{round}-again")).expect_status(204);
+    }
 }
 
 #[test]

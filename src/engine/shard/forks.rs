@@ -164,8 +164,7 @@ impl Shard {
         let is_its_fork =
             |entry: &Entry| entry.state.fork.as_ref().is_some_and(|fork| fork.source_ref == source);
         let exists = self.entry(child.id).is_some_and(is_its_fork)
-            || self.pending_forks.values().any(|pending| pending.id == child.id)
-            || self.doubtful_children.iter().any(|(_, lost)| *lost == child);
+            || self.pending_forks.values().any(|pending| pending.id == child.id);
         if !exists {
             self.mail_shard(source.shard.into(), ForkMail::Unpin { source, child });
         }

@@ -141,9 +141,10 @@ impl Shard {
     }
 
     fn wait_for(&mut self, group: u64, waiting: Waiting) {
-        let outcome = match self.submitted.iter_mut().find(|submitted| submitted.seq == group) {
-            Some(submitted) => &mut submitted.outcome,
-            None => &mut self.group.outcome,
+        // In order, and many if the disk is slow.
+        let outcome = match self.submitted.binary_search_by_key(&group, |submitted| submitted.seq) {
+            Ok(found) => &mut self.submitted[found].outcome,
+            Err(_) => &mut self.group.outcome,
         };
         outcome.waiting.push(waiting);
     }

@@ -4,12 +4,14 @@ mod crash;
 mod directory;
 mod model;
 mod single;
+mod usage;
 
 use std::collections::BTreeSet;
 
 use redb::{ReadableDatabase, ReadableTableMetadata};
 
-use super::tables::{EXTENTS, JOURNAL};
+use super::tables::{EXTENTS, JOURNAL, SYS, SYS_SETTLED_BYTES, read_sys};
+use super::usage::{journal_row, settled_bytes};
 use super::*;
 use crate::storage::Group;
 
@@ -31,6 +33,19 @@ fn rows(acid: &AcidLog) -> (u64, u64) {
     let transaction = database.as_ref().unwrap().begin_read().unwrap();
     let journal = transaction.open_table(JOURNAL).unwrap().len().unwrap();
     (journal, transaction.open_table(EXTENTS).unwrap().len().unwrap())
+}
+
+/// What the rows of the open shard 0 take, from the tables themselves: the settled ones, those of the journal. What `sys`
+/// says of the former has to be the same.
+fn usage_of_tables(acid: &AcidLog) -> (u64, u64) {
+    let database = acid.shards[0].database.read().unwrap();
+    let transaction = database.as_ref().unwrap().begin_read().unwrap();
+    let settled = settled_bytes(&transaction).unwrap();
+    let sys = transaction.open_table(SYS).unwrap();
+    assert_eq!(read_sys(&sys, SYS_SETTLED_BYTES).unwrap(), Some(settled));
+    let journal = transaction.open_table(JOURNAL).unwrap();
+    let rows = journal.range::<(u64, u32)>(..).unwrap();
+    (settled, rows.map(|row| journal_row(row.unwrap().1.value().len())).sum())
 }
 
 /// Streams of which the open shard 0 holds payload.

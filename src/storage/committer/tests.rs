@@ -8,6 +8,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::*;
 use crate::storage::Checkpoint;
 
+const SETTLED_DISK_BYTES: u64 = 7;
+
 /// What the log does when it is asked to commit.
 #[derive(Debug)]
 enum Act {
@@ -30,6 +32,8 @@ struct Disk {
     open_failures: Mutex<usize>,
     /// Reclaim steps until nothing is left.
     doomed: Mutex<usize>,
+    /// What the log takes until something is reclaimed; [`SETTLED_DISK_BYTES`] from then on.
+    disk_bytes: Mutex<u64>,
     events: Mutex<Vec<Event>>,
     /// A commit says that it began, then waits for its turn if it is to be held.
     began: Sender<()>,
@@ -103,6 +107,7 @@ impl CommitLog for FakeLog {
         }
         self.0.note(Event::Reclaim);
         *doomed -= 1;
+        *self.0.disk_bytes.lock().unwrap() = SETTLED_DISK_BYTES;
         Ok(*doomed > 0)
     }
 
@@ -111,7 +116,7 @@ impl CommitLog for FakeLog {
     }
 
     fn disk_bytes(&self) -> u64 {
-        7
+        *self.0.disk_bytes.lock().unwrap()
     }
 }
 
@@ -137,6 +142,7 @@ impl Rig {
             script: Mutex::new(script.into_iter().collect()),
             open_failures: Mutex::new(open_failures),
             doomed: Mutex::new(doomed),
+            disk_bytes: Mutex::new(SETTLED_DISK_BYTES),
             events: Mutex::new(Vec::new()),
             began: began_sender,
             turns: held.then_some(turns_receiver),
@@ -160,10 +166,14 @@ impl Rig {
     }
 
     fn expect_durable(&self, through: u64) {
+        self.expect_durable_taking(through, SETTLED_DISK_BYTES);
+    }
+
+    fn expect_durable_taking(&self, through: u64, bytes: u64) {
         let completion = self.next();
         assert!(
-            matches!(completion, Completion::Durable { through: t, disk_bytes: 7 } if t == through),
-            "expected durable through {through}, got {completion:?}"
+            matches!(completion, Completion::Durable { through: t, disk_bytes: b } if (t, b) == (through, bytes)),
+            "expected durable through {through} taking {bytes}, got {completion:?}"
         );
     }
 
@@ -303,6 +313,21 @@ fn removing_streams_makes_an_idle_shard_look_again() {
     while *rig.disk.doomed.lock().unwrap() > 0 {
         thread::yield_now();
     }
+}
+
+#[test]
+fn what_reclaim_frees_is_reported_without_a_further_commit() {
+    let rig = Rig::new(false, [], 0, 0);
+    rig.submit([1]);
+    rig.expect_durable(1);
+    *rig.disk.doomed.lock().unwrap() = 2;
+    *rig.disk.disk_bytes.lock().unwrap() = 100;
+    let checkpoint = Checkpoint { removed: vec![9], ..Checkpoint::default() };
+    rig.committer.submit(Group { seq: 2, checkpoint: Some(checkpoint), ..Group::default() });
+    rig.expect_durable_taking(2, 100);
+    rig.expect_durable(2);
+    rig.committer.close();
+    rig.expect_closed();
 }
 
 #[test]

@@ -239,10 +239,14 @@ proptest! {
                 }
             }
             model.check_reads(&*log.reader());
+            let (settled, journal) = usage_of_tables(&acid);
+            prop_assert_eq!(log.disk_bytes(), settled + journal);
         }
         while log.reclaim().unwrap() {}
         model.check_reads(&*log.reader());
         let left = streams_with_extents(&acid);
         prop_assert!(left.iter().all(|id| model.streams.contains_key(id)), "{left:?} have payload");
+        let (settled, journal) = usage_of_tables(&acid);
+        prop_assert_eq!(log.disk_bytes(), settled + journal);
     }
 }
