@@ -2,8 +2,8 @@
 //! new one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use bytes::Bytes;
@@ -83,7 +83,8 @@ fn readers_and_writers_of_an_old_incarnation_never_meet_the_new_one() {
                 client.request("PUT", &path("contested"), &[JSON], body.as_bytes()).expect_status(201);
                 // Not before it has been written and read.
                 let (writes, reads) = (accepted.load(Ordering::Relaxed), lives.load(Ordering::Relaxed));
-                while accepted.load(Ordering::Relaxed) < writes + 6 || lives.load(Ordering::Relaxed) == reads {
+                while accepted.load(Ordering::Relaxed) < writes + 6 || lives.load(Ordering::Relaxed) == reads
+                {
                     thread::yield_now();
                 }
                 client.request("DELETE", &path("contested"), &[], b"").expect_status(204);
@@ -112,8 +113,7 @@ fn write(
         let producer = format!("{writer} of {known}");
         let body = format!("{{\"producer\":\"{producer}\",\"seq\":{seq}}}");
         let number = seq.to_string();
-        let headers =
-            [JSON, ("Producer-Id", &producer), ("Producer-Epoch", "0"), ("Producer-Seq", &number)];
+        let headers = [JSON, ("Producer-Id", &producer), ("Producer-Epoch", "0"), ("Producer-Seq", &number)];
         let answer = client.request("POST", &path("contested"), &headers, body.as_bytes());
         match answer.status {
             200 => {

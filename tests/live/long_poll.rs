@@ -204,7 +204,8 @@ fn deletion_ends_a_wait_with_404_and_with_forks_410() {
         create(server, "s", &[TEXT], "content");
         create(server, "source", &[TEXT], "content");
         fork(server, "fork", "source");
-        let (reader, of_source) = (Waiting::begin(server, "s", "now"), Waiting::begin(server, "source", "now"));
+        let (reader, of_source) =
+            (Waiting::begin(server, "s", "now"), Waiting::begin(server, "source", "now"));
         let of_fork = Waiting::begin(server, "fork", "now");
         delete(server, "s");
         delete(server, "source");
@@ -266,7 +267,9 @@ fn the_cursor_always_moves_on() {
         create(server, "s", &[TEXT], "content");
         for offset in ["-1", "now"] {
             let before = current_interval();
-            for ignored in ["", "&cursor=", "&cursor=x", "&cursor=-5", "&cursor=1000000000000000", "&cursor=5"] {
+            for ignored in
+                ["", "&cursor=", "&cursor=x", "&cursor=-5", "&cursor=1000000000000000", "&cursor=5"]
+            {
                 let cursor = cursor(&poll(server, "s", &format!("offset={offset}{ignored}")));
                 assert!((before..=current_interval()).contains(&cursor), "{ignored:?}: {cursor}");
             }

@@ -91,7 +91,8 @@ fn offset(position: usize) -> String {
 /// The position of an offset, which has to be one of this server's.
 #[track_caller]
 fn position(offset: &str) -> usize {
-    let digits = offset.strip_prefix("0000000000000000_").unwrap_or_else(|| panic!("not an offset: {offset:?}"));
+    let digits =
+        offset.strip_prefix("0000000000000000_").unwrap_or_else(|| panic!("not an offset: {offset:?}"));
     assert_eq!(digits.len(), 16, "not an offset: {offset:?}");
     digits.parse().unwrap_or_else(|_| panic!("not an offset: {offset:?}"))
 }

@@ -202,7 +202,11 @@ fn every_reader_sees_every_message_once_and_in_order() {
                         let padding = "x".repeat(200);
                         for number in 0..APPENDS {
                             // Single messages and batches.
-                            let body = format!("[[{writer},{},\"{padding}\"],[{writer},{}]]", 2 * number, 2 * number + 1);
+                            let body = format!(
+                                "[[{writer},{},\"{padding}\"],[{writer},{}]]",
+                                2 * number,
+                                2 * number + 1
+                            );
                             client.request("POST", &path("s"), &[JSON], body.as_bytes()).expect_status(204);
                         }
                     });

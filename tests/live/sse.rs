@@ -289,7 +289,8 @@ fn larger_catch_up_of_json_is_cut_between_messages() {
 #[test]
 fn larger_catch_up_of_binary_is_cut_into_whole_encodings() {
     in_each_mode(&[], |server| {
-        let content: Vec<u8> = (0..1_000_003_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let content: Vec<u8> =
+            (0..1_000_003_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         create(server, "s", &[BINARY], &content);
         let payloads = catch_up(server, "s");
         assert!(payloads.len() > 3, "{} events", payloads.len());

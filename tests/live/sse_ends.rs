@@ -106,7 +106,10 @@ fn a_cursor_moves_on_from_the_clients_and_never_goes_back() {
         for ignored in ["", "&cursor=x", "&cursor=1", "&cursor=1000000000000000"] {
             let cursors = cursors(ignored);
             assert!(cursors.is_sorted(), "{cursors:?}");
-            assert!(cursors.iter().all(|cursor| (before..=current_interval()).contains(cursor)), "{cursors:?}");
+            assert!(
+                cursors.iter().all(|cursor| (before..=current_interval()).contains(cursor)),
+                "{cursors:?}"
+            );
         }
         for ahead in [current_interval() + 2, 999_999_999_999_999] {
             let cursors = cursors(&format!("&cursor={ahead}"));
@@ -135,7 +138,10 @@ fn readers_with_cursors_of_their_own_share_everything_else() {
             for (tail, own) in tails.iter_mut().zip(own) {
                 let cursor = tail.expect_data(&data).cursor.expect("the stream is open");
                 // The clock may move on to the next interval meanwhile, for those that follow it.
-                assert!(cursor == own || own < ahead[0] && cursor == current_interval(), "{cursor} after {own}");
+                assert!(
+                    cursor == own || own < ahead[0] && cursor == current_interval(),
+                    "{cursor} after {own}"
+                );
             }
         }
     });

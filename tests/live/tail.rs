@@ -161,8 +161,9 @@ impl Tail {
             }
             let start = rest;
             let data = take_data(&mut rest);
-            let control = take_control(&mut rest)
-                .unwrap_or_else(|| panic!("data comes without its control event, or a control is odd: {chunk:?}"));
+            let control = take_control(&mut rest).unwrap_or_else(|| {
+                panic!("data comes without its control event, or a control is odd: {chunk:?}")
+            });
             let raw = start[..start.len() - rest.len()].to_owned();
             self.check(data.as_deref(), control, &raw);
             self.arrived.push_back(Arrival::Batch(Batch { data, control, raw }));

@@ -10,6 +10,8 @@ use crate::request::{Append, Body, Create, Fork, Life};
 
 /// Few names, so that they meet.
 pub(crate) const NAMES: u8 = 6;
+/// Names behind those that are only written to, and many at a time: so many that settling them takes several groups.
+pub(crate) const CROWD: u8 = 60;
 const PRODUCERS: u8 = 4;
 
 const TYPES: [&str; 6] = [
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Read(u8, At, usize),
     /// A live read, up to the tail.
     Tail(u8, At, usize),
+    /// An append to each of so many streams of the crowd, from this one on, all at once.
+    Crowd(u8, u8),
     /// Milliseconds.
     Advance(i64),
     /// Shut down in order, and opened again.
@@ -220,6 +224,23 @@ impl ProducerPlan {
     }
 }
 
+/// What the streams of the crowd are made by.
+pub(crate) fn plain_creation(name: u8) -> Create {
+    Create { name, content_type: None, life: None, closed: false, body: Body::Bytes(Vec::new()), fork: None }
+}
+
+/// What is written to them.
+pub(crate) fn plain_append(name: u8) -> Append {
+    Append {
+        name,
+        content_type: TYPES[0].to_owned(),
+        body: Body::Bytes(vec![name; 20]),
+        close: false,
+        seq: None,
+        producer: None,
+    }
+}
+
 impl CreatePlan {
     pub(crate) fn resolve(&self, model: &Model, start_ms: i64) -> Create {
         let content_type = self.content_type.map(|index| TYPES[index].to_owned());
@@ -344,22 +365,35 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Any sequence, with or without commands that need a disk.
-pub(crate) fn commands(with_disk: bool) -> impl Strategy<Value = Vec<Command>> {
-    let weight = u32::from(with_disk);
-    let command = prop_oneof![
+fn requests() -> impl Strategy<Value = Command> {
+    prop_oneof![
         10 => create().prop_map(Command::Create),
         24 => append().prop_map(Command::Append),
         4 => names().prop_map(Command::Delete),
         3 => names().prop_map(Command::Head),
         8 => (names(), positions(), page_sizes()).prop_map(|(name, at, max)| Command::Read(name, at, max)),
         3 => (names(), positions(), page_sizes()).prop_map(|(name, at, max)| Command::Tail(name, at, max)),
+        1 => (0..CROWD, 1..CROWD).prop_map(|(first, count)| Command::Crowd(first, count)),
         3 => prop::sample::select(vec![1, 300, 2_600, 9_999, 60_000]).prop_map(Command::Advance),
-        2 * weight => Just(Command::Restart),
-        2 * weight => Just(Command::Crash),
-        4 * weight => (0..12_u64, any::<bool>(), change())
+    ]
+}
+
+fn disasters() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        1 => Just(Command::Restart),
+        1 => Just(Command::Crash),
+        2 => (0..12_u64, any::<bool>(), change())
             .prop_map(|(after_calls, power, change)| Command::Broken { after_calls, power, change }),
-    ];
+    ]
+}
+
+/// Any sequence, with or without what only a store on disk survives.
+pub(crate) fn commands(with_disasters: bool) -> impl Strategy<Value = Vec<Command>> {
+    let command = if with_disasters {
+        prop_oneof![7 => requests(), 1 => disasters()].boxed()
+    } else {
+        requests().boxed()
+    };
     vec(command, 1..60)
 }
 

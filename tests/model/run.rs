@@ -14,11 +14,12 @@ use durable_streams_server::engine::api::{
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions, InMemoryStorage, shard_of};
 use durable_streams_server::protocol::offset::RequestedOffset;
+use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
 use crate::disk::{Calls, Disks, Fault};
 use crate::model::{Answer, Appended, Created, Limits, Model, Stream};
-use crate::plan::{At, Change, Command, NAMES, Position, Setting};
+use crate::plan::{At, CROWD, Change, Command, NAMES, Position, Setting, plain_append, plain_creation};
 use crate::request::{Append, Body, Create, Life, stream_name};
 
 /// How long something that has to happen by itself may take.
@@ -210,6 +211,10 @@ impl Run {
             }
             Command::Read(name, at, max) => self.read(*name, *at, *max),
             Command::Tail(name, at, max) => self.tail(*name, *at, *max),
+            Command::Crowd(first, count) => {
+                self.note(command);
+                self.crowd(*first, *count);
+            }
             Command::Advance(ms) => {
                 let ms = self.model.advance(*ms);
                 self.note(format!("{ms} ms pass"));
@@ -253,6 +258,22 @@ impl Run {
         }));
         assert_eq!(answer, self.model.append(request), "append");
         self.check_head(request.name);
+    }
+
+    fn crowd(&mut self, first: u8, count: u8) {
+        let names: Vec<u8> = (0..count).map(|number| NAMES + (first + number) % CROWD).collect();
+        let requests: Vec<Create> = names.iter().map(|&name| plain_creation(name)).collect();
+        let creations = requests.iter().map(|request| self.store.create(request.for_store()));
+        for (answer, request) in self.wait_for(join_all(creations)).into_iter().zip(&requests) {
+            let existed = certain(answer).map(|created| created.existed);
+            assert_eq!(existed, self.model.create(request).map(|created| created.existed), "create");
+        }
+        let requests: Vec<Append> = names.iter().map(|&name| plain_append(name)).collect();
+        let appends = requests.iter().map(|request| self.store.append(request.for_store()));
+        for (answer, request) in self.wait_for(join_all(appends)).into_iter().zip(&requests) {
+            let tail = certain(answer).map(|appended| appended.tail);
+            assert_eq!(tail, self.model.append(request).map(|appended| appended.tail), "append");
+        }
     }
 
     fn delete(&mut self, name: u8) {
@@ -481,22 +502,7 @@ impl Run {
     /// Waits until every shard commits again: what was submitted before has failed or not by then.
     fn wait_until_writable(&mut self) {
         for probe in self.probes() {
-            let create = Create {
-                name: probe,
-                content_type: None,
-                life: None,
-                closed: false,
-                body: Body::Bytes(Vec::new()),
-                fork: None,
-            };
-            let append = Append {
-                name: probe,
-                content_type: "application/octet-stream".into(),
-                body: Body::Bytes(vec![0]),
-                close: false,
-                seq: None,
-                producer: None,
-            };
+            let (create, append) = (plain_creation(probe), plain_append(probe));
             let deadline = Instant::now() + PATIENCE;
             loop {
                 let created = self.wait_for(self.store.create(create.for_store())).is_ok();
@@ -523,7 +529,7 @@ impl Run {
 
     /// Every stream, whole.
     fn check_everything(&mut self) {
-        for name in 0..NAMES {
+        for name in 0..NAMES + CROWD {
             self.check_head(name);
             let Ok(stream) = self.model.readable(name).cloned() else { continue };
             let max_bytes = 100.max(stream.content.len() / 8);
@@ -545,6 +551,11 @@ impl Run {
         for name in 0..NAMES {
             self.delete(name);
         }
+        for name in NAMES..NAMES + CROWD {
+            if self.model.get(name).is_some() {
+                self.delete(name);
+            }
+        }
         for probe in self.probes() {
             // Not all sequences made them.
             let _ = self.wait_for(self.store.delete(stream_name(probe)));
@@ -553,19 +564,11 @@ impl Run {
             Below::Memory => MEMORY_BYTES as usize,
             _ => 1,
         };
-        for name in 0..NAMES + PROBES_MAX {
-            let request = Create {
-                name,
-                content_type: None,
-                life: None,
-                closed: false,
-                body: Body::Bytes(if name == 0 && self.setting.stream_bytes_max.is_none() {
-                    vec![1; room]
-                } else {
-                    Vec::new()
-                }),
-                fork: None,
-            };
+        for name in 0..NAMES + CROWD + PROBES_MAX {
+            let mut request = plain_creation(name);
+            if name == 0 && self.setting.stream_bytes_max.is_none() {
+                request.body = Body::Bytes(vec![1; room]);
+            }
             let answer = certain(self.wait_for(self.store.create(request.for_store())));
             assert!(answer.is_ok(), "room for {name}: {answer:?}");
         }
@@ -581,7 +584,7 @@ fn open(setting: &Setting, below: &Below, clock: &Clock) -> Arc<dyn Storage> {
     config.storage.journal_bytes = setting.journal_bytes;
     config.storage.cache_bytes = 1 << 20;
     config.limits.max_memory_bytes = setting.recent_bytes;
-    config.limits.max_streams = u64::from(NAMES + PROBES_MAX);
+    config.limits.max_streams = u64::from(NAMES + CROWD + PROBES_MAX);
     config.limits.max_stream_bytes = setting.stream_bytes_max.map(|max| max as u64);
     config.limits.max_producers_per_stream = PRODUCERS_MAX;
     let options = EngineOptions::default().with_clock(clock.clone());

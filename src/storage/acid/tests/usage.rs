@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::storage::acid::usage::FIXED_BYTES;
-use crate::storage::{Checkpoint, CommitLog, StreamCheckpoint};
+use crate::storage::{Checkpoint, StreamCheckpoint};
 
 const MB: u64 = 1_000_000;
 
