@@ -105,7 +105,8 @@ pub struct LimitsConfig {
     pub max_header_bytes: usize,
     /// Bytes of frames accepted but not yet durable, per shard (503 past it).
     pub max_staged_bytes: u64,
-    /// Bytes of disk used by the data directory; `None` = unlimited (507 past it).
+    /// Bytes of disk that the stored streams take; `None` = unlimited (507 past it). Files keep the room of deleted streams
+    /// for later ones.
     pub max_disk_bytes: Option<u64>,
     /// Time to receive a request's head.
     pub request_header_timeout: Duration,
@@ -133,7 +134,8 @@ pub struct StorageConfig {
     pub acid_two_phase_commit: bool,
     /// redb page cache in bytes, over all shards.
     pub cache_bytes: u64,
-    /// Journal size in bytes per shard at which settling starts.
+    /// Journal size in bytes per shard at which settling starts; at most a quarter of the shard's share of
+    /// [`LimitsConfig::max_disk_bytes`] takes effect.
     pub journal_bytes: u64,
 }
 

@@ -178,7 +178,7 @@ pub static KEYS: &[Key] = &[
     ),
     Key::new(
         "limits.max_disk_bytes",
-        "Disk used by the data directory (507)",
+        "Disk that the stored streams take (507); files keep the room of deleted ones for later ones",
         Kind::Bytes {
             min: 1,
             max: BYTES_MAX,
@@ -273,7 +273,7 @@ pub static KEYS: &[Key] = &[
     ),
     Key::new(
         "storage.journal_bytes",
-        "Journal size per shard at which settling starts",
+        "Journal size per shard at which settling starts, at most a quarter of its share of limits.max_disk_bytes",
         bytes(64 << 10, 4 * GIB, |d, n| d.config.storage.journal_bytes = n),
         |c| whole(c.storage.journal_bytes),
     ),

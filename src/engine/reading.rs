@@ -44,6 +44,7 @@ impl From<StorageError> for Trouble {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Missing => Self::Stale,
+            StorageError::Reopening(_) => Self::Error(Unavailable::Recovering.into()),
             error => {
                 tracing::error!(%error, "stored bytes could not be read");
                 Self::Error(Unavailable::ReadFailed.into())

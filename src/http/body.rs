@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
@@ -25,6 +25,9 @@ use crate::protocol::json;
 
 /// JSON bodies longer than this are parsed on a thread of their own: a core thread must not be held up.
 const INLINE_JSON_BYTES_MAX: usize = 256 * 1024;
+/// Least speed of a body that takes long, in bytes a second on average: else a few clients that send a byte now and
+/// then could keep the budget from everybody else.
+const BYTES_PER_SEC_MIN: u64 = 32 * 1024;
 /// Room that is made at once for a body of declared length; longer ones grow as they come.
 const FIRST_ROOM_BYTES_MAX: u64 = 1024 * 1024;
 /// A body that nobody asked for is read and dropped up to this size, so that its connection stays in use.
@@ -134,6 +137,7 @@ impl Upload {
     async fn collect(&mut self, first: Bytes, limits: &BodyLimits) -> Result<Bytes, Problem> {
         let mut share = BudgetShare { budget: Arc::clone(&limits.budget), bytes: 0 };
         share.grow(first.len())?;
+        let begun = Instant::now();
         let Some(mut piece) = self.next_piece(limits).await? else { return Ok(first) };
         let room = self.declared.unwrap_or(0).min(FIRST_ROOM_BYTES_MAX);
         let mut whole = BytesMut::with_capacity((room as usize).max(first.len() + piece.len()));
@@ -145,6 +149,10 @@ impl Upload {
             }
             share.grow(piece.len())?;
             whole.extend_from_slice(&piece);
+            let allowed = limits.pause_max + Duration::from_secs(whole.len() as u64 / BYTES_PER_SEC_MIN);
+            if begun.elapsed() > allowed {
+                return Err(too_slow());
+            }
             match self.next_piece(limits).await? {
                 Some(next) => piece = next,
                 None => return Ok(whole.freeze()),
@@ -220,6 +228,10 @@ fn too_large(limits: &BodyLimits) -> Problem {
 
 fn stalled() -> Problem {
     Problem::new(Code::RequestTimeout, "the request body stopped coming")
+}
+
+fn too_slow() -> Problem {
+    Problem::new(Code::RequestTimeout, "the request body comes too slowly")
 }
 
 fn cut_off() -> Problem {

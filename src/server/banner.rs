@@ -1,7 +1,7 @@
 //! What a person sees when the server starts.
 
 use super::Server;
-use crate::config::StorageMode;
+use crate::config::{AcidBackend, StorageMode};
 
 /// Where it listens, how it stores, and a command to try. The first URL is the real address, for programs to parse.
 pub(super) fn text(server: &Server) -> String {
@@ -11,6 +11,9 @@ pub(super) fn text(server: &Server) -> String {
     let shards = server.shard_count();
     let mode = match config.storage.mode {
         StorageMode::Memory => "memory (nothing is kept after a stop)".to_owned(),
+        StorageMode::Acid if config.storage.acid_backend == AcidBackend::InMemory => {
+            "acid, in memory (nothing is kept after a stop)".to_owned()
+        }
         StorageMode::Acid => format!("acid, in {}", config.storage.data_dir.display()),
     };
     // A person types a name, and the default certificate of a test has one too.

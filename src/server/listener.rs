@@ -82,6 +82,10 @@ impl Reservation {
     }
 }
 
+/// Bytes that the kernel holds unsent for a connection before it stops taking more.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+
 fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -93,6 +97,10 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     #[cfg(not(unix))]
     let _ = shared;
+    // Handed on to connections. Without it a slow reader's socket counts as writable only after megabytes have left,
+    // and a client that does read would look like one that does not.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }

@@ -125,6 +125,9 @@ pub enum StorageError {
     /// Settled bytes are not there: the stream was removed meanwhile.
     #[error("the bytes are no longer stored")]
     Missing,
+    /// The shard is being reopened after a failure.
+    #[error("shard {0} is being reopened")]
+    Reopening(usize),
     /// The data directory is held by another process.
     #[error("the data directory {0} is in use by another process")]
     Locked(String),

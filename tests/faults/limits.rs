@@ -1,6 +1,7 @@
 //! Disks that are full, or too slow.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use durable_streams_server::engine::api::{AppendError, CreateError, Storage, Unavailable};
 use futures_util::future::join_all;
@@ -69,5 +70,33 @@ async fn a_disk_that_does_not_keep_up_is_said_so_and_what_was_taken_is_kept() {
     }
     machine.append("s", "there is room again").await.unwrap();
     machine.create("late").await.unwrap();
+    within(machine.store.shutdown()).await;
+}
+
+#[tokio::test]
+async fn what_is_settled_leaves_the_ram_only_when_it_is_on_disk() {
+    const APPENDS: u64 = 150;
+    let machine = Machine::configured(1, 13, |config| {
+        // Some groups go by between two checkpoints.
+        config.storage.journal_bytes = 300;
+        config.limits.max_memory_bytes = 0;
+    });
+    machine.create("s").await.unwrap();
+    machine.disks.slow_down(Duration::from_millis(1));
+    let writers = (0..3).map(|_| async {
+        for _ in 0..APPENDS {
+            machine.append("s", "0123456789").await.unwrap();
+        }
+    });
+    let reader = async {
+        let mut seen = 0;
+        while seen < 3 * APPENDS as usize * 10 {
+            // None fails: nothing is wrong with the disk.
+            let content = machine.content("s").await.unwrap();
+            assert!(content.len() >= seen && content.chunks(10).all(|record| record == b"0123456789"));
+            seen = content.len();
+        }
+    };
+    tokio::join!(join_all(writers), reader);
     within(machine.store.shutdown()).await;
 }

@@ -6,6 +6,7 @@ use durable_streams_server::engine::api::{
     AppendError, LookupError, LookupRefusal, ReadError, Storage, Unavailable,
 };
 use durable_streams_server::protocol::offset::RequestedOffset;
+use futures_util::future::join_all;
 
 use crate::disk::{Calls, Fault, Unsynced};
 use crate::{Machine, read, stream, within};
@@ -167,7 +168,7 @@ async fn room_is_given_back_over_failures() {
         let _ = machine.create(&names[0]).await;
         let _ = machine.create(&names[3]).await;
         let forks = [&names[1], &names[2]].map(|name| machine.create_with(name, Some(&names[0]), None));
-        let _ = futures_util::future::join_all(forks).await;
+        let _ = join_all(forks).await;
         machine.disks.heal();
         machine.wait_until_ready().await;
         for name in &names {
@@ -185,4 +186,46 @@ async fn room_is_given_back_over_failures() {
         }
     }
     within(machine.store.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_group_that_is_settled_in_part_is_replayed_for_the_other_streams_only() {
+    const CROWD: usize = 100;
+    for (number, journal_bytes) in [3_000, 6_000, 9_000, 12_000].into_iter().enumerate() {
+        let mut machine = Machine::configured(1, 27 + number as u64, |config| {
+            config.storage.journal_bytes = journal_bytes;
+            config.limits.max_memory_bytes = 1_000;
+        });
+        machine.create("first").await.unwrap();
+        let crowd: Vec<String> = (0..CROWD).map(|number| format!("s{number}")).collect();
+        let mut expected = Vec::new();
+        for round in 0..30_u8 {
+            machine.create("brief").await.unwrap();
+            // A group of many streams, then some of one that is dirty for long: those settle a few streams each.
+            if round % 5 == 0 {
+                for answer in join_all(crowd.iter().map(|name| machine.create(name))).await {
+                    answer.unwrap();
+                }
+                for answer in join_all(crowd.iter().map(|name| machine.append(name, "x"))).await {
+                    answer.unwrap();
+                }
+            }
+            // Its end may be all that the journal still has of this one.
+            machine.append("brief", "content").await.unwrap();
+            machine.delete("brief").await.unwrap();
+            machine.append("first", vec![round; 700]).await.unwrap();
+            expected.extend([round; 700]);
+            machine.crash().await;
+            assert_eq!(
+                machine.content("first").await.unwrap(),
+                expected,
+                "journal of {journal_bytes}, {round}"
+            );
+            for name in &crowd {
+                let appends = usize::from(round / 5) + 1;
+                assert_eq!(machine.content(name).await.unwrap(), vec![b'x'; appends], "{name}");
+            }
+        }
+        within(machine.store.shutdown()).await;
+    }
 }

@@ -23,6 +23,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::ServerProcess;
+use support::dice::Dice;
 use support::http::{Connection, PATIENCE, Response};
 
 /// Longer than any test waits for its reader to be woken, so that a wait never ends by itself.
@@ -125,22 +126,5 @@ fn assert_silent(connection: &Connection) {
     match seen {
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
         other => panic!("the server was expected to wait, but: {other:?}"),
-    }
-}
-
-/// Numbers that look random and are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// Less than `sides`.
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 33).expect("31 bits fit") % sides
     }
 }

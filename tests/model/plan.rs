@@ -398,7 +398,7 @@ pub(crate) fn commands(with_disasters: bool) -> impl Strategy<Value = Vec<Comman
 }
 
 pub(crate) fn settings() -> impl Strategy<Value = Setting> {
-    let journal_bytes = prop::sample::select(vec![0, 300, 20_000, 1 << 30]);
+    let journal_bytes = prop::sample::select(vec![0, 300, 6_000, 12_000, 1 << 30]);
     let recent_bytes = prop::sample::select(vec![0, 1_000, 1 << 30]);
     let stream_bytes_max = prop_oneof![3 => Just(None), 1 => Just(Some(3_000))];
     (1..4_usize, journal_bytes, recent_bytes, stream_bytes_max, any::<u64>()).prop_map(

@@ -3,6 +3,7 @@
 //! Each integration test is its own program and uses only a part of this, hence the lint switch.
 #![allow(dead_code)]
 
+pub(crate) mod dice;
 pub(crate) mod http;
 pub(crate) mod sse;
 pub(crate) mod tls;

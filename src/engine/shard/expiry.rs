@@ -145,6 +145,10 @@ impl Shard {
     /// group that has to be durable before somebody may be told; 0 = none.
     pub(super) fn renew(&mut self, id: u64) -> u64 {
         let now_ms = self.shared.clock.now_ms();
+        if matches!(self.phase, Phase::Recovering | Phase::Failed) {
+            // It could not be kept. When the shard is open again, every window is longer by its lag.
+            return 0;
+        }
         let Some(due_ms) = self.stored_renewal_due_ms(id) else { return 0 };
         let entry = self.streams.get_mut(&id).expect("only a stream that exists is due");
         entry.state.renew(now_ms);

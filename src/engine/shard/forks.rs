@@ -63,7 +63,7 @@ impl Shard {
 
     fn pin(&mut self, source: StreamRef, child: StreamRef, point: u64) {
         let why = match self.phase {
-            Phase::Recovering => Some(NotPinned::Unavailable(Unavailable::Recovering)),
+            Phase::Recovering | Phase::Failed => Some(NotPinned::Unavailable(Unavailable::Recovering)),
             Phase::Stopping(_) | Phase::Stopped => Some(NotPinned::Unavailable(Unavailable::ShuttingDown)),
             Phase::Working => {
                 let now_ms = self.shared.clock.now_ms();

@@ -159,7 +159,7 @@ impl Shard {
         if self.committer.is_none() {
             return self.complete_in_memory();
         }
-        if matches!(self.phase, Phase::Recovering) {
+        if matches!(self.phase, Phase::Recovering | Phase::Failed) {
             return;
         }
         self.settling.add_group(self.group.seq, self.group.frames.len() as u64);
@@ -220,6 +220,9 @@ impl Shard {
                 }
                 Err(error) => {
                     error!(shard = self.index, %error, "what the shard holds cannot be read; it stays closed");
+                    if matches!(self.phase, Phase::Recovering) {
+                        self.phase = Phase::Failed;
+                    }
                     self.shared.set_health(self.index, Some(format!("shard {}: {error}", self.index)));
                 }
             },

@@ -59,8 +59,10 @@ pub(crate) struct ShardLimits {
 #[derive(Debug)]
 enum Phase {
     Working,
-    /// A commit failed; the commit thread is reopening the storage.
+    /// A commit failed; the commit thread is reopening the storage. Readers are served from what was durable before.
     Recovering,
+    /// What is in RAM cannot be trusted, and nothing better is to be had: nobody is served.
+    Failed,
     /// Finishing what was accepted.
     Stopping(Vec<oneshot::Sender<()>>),
     Stopped,
@@ -184,7 +186,7 @@ impl Shard {
         }
     }
 
-    /// Reads go on while a shard stops, but not while it recovers: what it has in RAM is about to be replaced.
+    /// Reads go on while a shard stops or recovers: they rest on what was durable, and that is still true.
     fn refuses(&self, request: &Request) -> Option<Unavailable> {
         let mutates = matches!(
             request,
@@ -192,7 +194,8 @@ impl Shard {
         );
         match self.phase {
             Phase::Working => None,
-            Phase::Recovering => Some(Unavailable::Recovering),
+            Phase::Recovering => mutates.then_some(Unavailable::Recovering),
+            Phase::Failed => Some(Unavailable::Recovering),
             Phase::Stopping(_) | Phase::Stopped => mutates.then_some(Unavailable::ShuttingDown),
         }
     }
@@ -207,7 +210,7 @@ impl Shard {
         match &mut self.phase {
             Phase::Stopping(waiting) => waiting.extend(done),
             Phase::Stopped => drop(done.map(|done| done.send(()))),
-            Phase::Working | Phase::Recovering => {
+            Phase::Working | Phase::Recovering | Phase::Failed => {
                 let is_sound = matches!(self.phase, Phase::Working);
                 self.phase = Phase::Stopping(done.into_iter().collect());
                 self.refuse_pending_forks(Unavailable::ShuttingDown);
@@ -231,8 +234,8 @@ impl Shard {
         if let Some(committer) = &self.committer {
             committer.close();
         }
-        if matches!(self.phase, Phase::Working) {
-            self.phase = Phase::Recovering;
+        if matches!(self.phase, Phase::Working | Phase::Recovering) {
+            self.phase = Phase::Failed;
         }
         self.fail_all(Unavailable::CommitFailed);
     }

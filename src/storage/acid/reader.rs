@@ -36,10 +36,7 @@ impl ShardReader {
         read: impl FnOnce(&Extents) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
         let database = self.shard.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database: &Database = database.as_deref().ok_or_else(|| StorageError::Database {
-            context: "reading".to_owned(),
-            message: format!("shard {} is being reopened", self.shard.index),
-        })?;
+        let database: &Database = database.as_deref().ok_or(StorageError::Reopening(self.shard.index))?;
         let transaction = database.begin_read().map_err(failed("beginning to read"))?;
         let extents = transaction.open_table(EXTENTS).map_err(failed("opening the extents"))?;
         read(&extents)

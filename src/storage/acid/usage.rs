@@ -1,7 +1,7 @@
 //! The account of the disk that a shard's rows take.
 //!
-//! The file of redb never gets shorter: the pages of removed rows are used again. So its size says what was needed at
-//! some time, and the account says what is needed now. It counts pages as far as a row has one of its own, and knows
+//! The file of redb gets shorter only where its end is free; other pages of removed rows are used again. So its size says
+//! what was needed at some time, and the account says what is needed now. It counts pages as far as a row has one of its own, and knows
 //! nothing of half-filled leaves and of redb's own tables: [`FIXED_BYTES`] stands for those.
 
 use redb::{Database, ReadTransaction, ReadableDatabase};
@@ -13,7 +13,7 @@ use super::rows::{
 use super::tables::{EXTENTS, PRODUCERS, STREAMS, SYS, SYS_SETTLED_BYTES, failed, read_sys};
 use crate::storage::StorageError;
 
-/// What a database takes besides its rows, about: a new one has 50 KiB, and each commit writes the pages on the way to
+/// What a database takes besides its rows, about: a new one has less than 50 KiB, and each commit writes the pages on the way to
 /// its rows anew before it gives the old ones up.
 pub(super) const FIXED_BYTES: u64 = 128 * 1024;
 

@@ -164,7 +164,7 @@ fn a_reader_survives_the_reopening_of_its_shard() {
     let reader = log.reader();
     assert!(acid.open(0).is_err(), "a shard has one log at a time");
     drop(log);
-    assert!(matches!(reader.read(1, 0, 5), Err(StorageError::Database { .. })));
+    assert!(matches!(reader.read(1, 0, 5), Err(StorageError::Reopening(_))));
     let (_log, _) = acid.open(0).unwrap();
     assert_eq!(reader.read(1, 1, 4).unwrap(), ["ell"]);
 }

@@ -46,12 +46,11 @@ fn content_counts_about_once_and_no_longer_than_it_is_stored() {
 }
 
 #[test]
-fn the_room_of_removed_streams_is_free_although_the_file_keeps_its_size() {
+fn the_room_of_removed_streams_is_free_whatever_size_the_file_keeps() {
     let directory = tempfile::tempdir().unwrap();
     let acid = in_files(&directory);
     let (mut log, _) = acid.open(0).unwrap();
     assert!(log.disk_bytes() <= FIXED_BYTES);
-    eprintln!("NEWFILE {:?}", acid.directory.as_ref().unwrap().shard_disk_bytes(0));
     for seq in 1..=16 {
         log.commit(&mut [settling(seq, 1, (seq - 1) * MB, MB)]).unwrap();
     }
@@ -59,10 +58,10 @@ fn the_room_of_removed_streams_is_free_although_the_file_keeps_its_size() {
     assert!(full >= 16 * MB, "{full}");
     log.commit(&mut [removing(17, vec![1])]).unwrap();
     while log.reclaim().unwrap() {}
-    assert_eq!(log.disk_bytes(), FIXED_BYTES);
+    assert!(log.disk_bytes() <= FIXED_BYTES);
     drop(log);
     let (log, _) = acid.open(0).unwrap();
-    assert_eq!(log.disk_bytes(), FIXED_BYTES);
+    assert!(log.disk_bytes() <= FIXED_BYTES);
 }
 
 #[test]
