@@ -83,7 +83,10 @@ impl Engine {
                     if plan.renewal_waits {
                         // The page is of the first plan; the second one says that it was no mistake to ask for it.
                         let request = PlanRequest { target, from, bytes_max: 1, start_checked: true };
-                        let _ = self.ask(shard, |reply| Request::Plan(request, reply)).await;
+                        let renewed = self.ask(shard, |reply| Request::Plan(request, reply)).await;
+                        if let Err(error @ ReadError::Unavailable(_)) = renewed {
+                            return Err(error);
+                        }
                     }
                     let Draft { data, end, .. } = draft;
                     return Ok(Page { info: plan.info, start: plan.start, end, data });

@@ -23,6 +23,9 @@ async fn a_shard_that_cannot_be_opened_again_says_so_while_the_others_work() {
     let (broken, sound) = (machine.name_on(0, "s"), machine.name_on(1, "s"));
     machine.create(&broken).await.unwrap();
     machine.create(&sound).await.unwrap();
+    machine.append(&broken, "kept").await.unwrap();
+    let lasting = machine.name_on(0, "lasting");
+    machine.create_with(&lasting, None, Some(100)).await.unwrap();
     machine.disks.shard(0).arm(Fault { lasting: true, ..Fault::next(Calls::All) });
     assert!(machine.append(&broken, "lost").await.is_err());
     machine.wait_until_not_ready().await;
@@ -30,7 +33,15 @@ async fn a_shard_that_cannot_be_opened_again_says_so_while_the_others_work() {
     assert!(health.waiting_for.len() == 1 && health.waiting_for[0].contains("shard 0"), "{health:?}");
     let recovering = Unavailable::Recovering;
     assert_eq!(machine.append(&broken, "refused").await, Err(AppendError::Unavailable(recovering)));
-    assert_eq!(machine.tail(&broken).await, Err(LookupError::Unavailable(recovering)));
+    assert_eq!(machine.delete(&broken).await, Err(LookupError::Unavailable(recovering)));
+    // What was durable before still is.
+    assert_eq!(machine.content(&broken).await.unwrap(), b"kept");
+    // But a window that cannot be written down is not promised.
+    machine.clock.advance(Duration::from_secs(20));
+    assert_eq!(machine.content(&lasting).await.unwrap(), b"");
+    machine.clock.advance(Duration::from_secs(20));
+    assert_eq!(machine.content(&lasting).await, Err(ReadError::Unavailable(recovering)));
+    assert_eq!(machine.tail(&lasting).await, Ok(0));
     machine.append(&sound, "taken").await.unwrap();
     machine.disks.heal();
     machine.wait_until_ready().await;

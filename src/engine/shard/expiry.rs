@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 
+use crate::engine::api::Unavailable;
 use crate::engine::shard::{Phase, Shard, Subscribers};
 use crate::stream::event::Event;
 
@@ -129,7 +130,8 @@ impl Shard {
             let Some(id) = self.held_open.due.pop_due(now_ms) else { break };
             self.held_open.ids.remove(&id);
             if self.subscribers.get(&id).is_some_and(Subscribers::is_read) {
-                self.renew(id);
+                // Readers are told nothing by this, so a failure is the next opening's concern.
+                let _ = self.renew(id);
                 self.hold_open(id);
             }
         }
@@ -143,24 +145,29 @@ impl Shard {
 
     /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind. Returns the
     /// group that has to be durable before somebody may be told; 0 = none.
-    pub(super) fn renew(&mut self, id: u64) -> u64 {
+    ///
+    /// # Errors
+    /// While the shard writes nothing, a renewal that would have to be written is not promised either.
+    pub(super) fn renew(&mut self, id: u64) -> Result<u64, Unavailable> {
         let now_ms = self.shared.clock.now_ms();
-        if matches!(self.phase, Phase::Recovering | Phase::Failed) {
-            // It could not be kept. When the shard is open again, every window is longer by its lag.
-            return 0;
+        let Some(entry) = self.streams.get_mut(&id) else { return Ok(0) };
+        let Some(lag_ms) = entry.renewal_lag_ms() else { return Ok(0) };
+        let is_kept = self.committer.is_none() || now_ms < entry.durable.renewal_ms.saturating_add(lag_ms);
+        match self.phase {
+            _ if is_kept => entry.state.renew(now_ms),
+            // Whoever asks learns that it has ended, or asks again if it has not.
+            Phase::Working if entry.ending => {}
+            Phase::Working => {
+                entry.state.renew(now_ms);
+                if now_ms >= entry.stored_renewal_ms.saturating_add(lag_ms) {
+                    self.stage(id, &Event::Renewed { at_ms: now_ms });
+                }
+                return Ok(self.entry(id).expect("staging keeps the stream").last_group);
+            }
+            Phase::Recovering | Phase::Failed => return Err(Unavailable::Recovering),
+            Phase::Stopping(_) | Phase::Stopped => return Err(Unavailable::ShuttingDown),
         }
-        let Some(due_ms) = self.stored_renewal_due_ms(id) else { return 0 };
-        let entry = self.streams.get_mut(&id).expect("only a stream that exists is due");
-        entry.state.renew(now_ms);
-        if self.committer.is_none() {
-            return 0;
-        }
-        if now_ms >= due_ms && matches!(self.phase, Phase::Working) {
-            self.stage(id, &Event::Renewed { at_ms: now_ms });
-        }
-        let entry = self.entry(id).expect("staging keeps the stream");
-        let lag_ms = entry.renewal_lag_ms().expect("its window slides");
-        if now_ms < entry.durable.renewal_ms.saturating_add(lag_ms) { 0 } else { entry.last_group }
+        Ok(0)
     }
 }
 

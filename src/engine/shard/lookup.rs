@@ -39,7 +39,7 @@ impl Shard {
             if plan.regions.first().is_some_and(|region| region.check_start) {
                 plan.renewal_waits = matches!(plan.info.lifetime, Some(Lifetime::Ttl { .. }));
             } else {
-                rests_on = self.renew(id);
+                rests_on = self.renew(id)?;
             }
         }
         Ok((plan, rests_on))
@@ -82,7 +82,7 @@ impl Shard {
         let probe = self.regions(id, position, 1, matches!(from, RequestedOffset::At(_)))?;
         let check_start = probe.first().is_some_and(|region| region.check_start);
         // A reader renews the window by being there, and when it leaves.
-        let rests_on = if check_start { 0 } else { self.renew(id) };
+        let rests_on = if check_start { 0 } else { self.renew(id)? };
         let info = self.info(id);
         let subscribers = self.subscribers.entry(id).or_insert_with(|| Subscribers {
             announced: info.tail,
@@ -114,7 +114,8 @@ impl Shard {
     pub(crate) fn confirm_reader(&mut self, id: u64) {
         if let Some(subscribers) = self.subscribers.get_mut(&id) {
             subscribers.in_doubt -= 1;
-            self.renew(id);
+            // Nobody is told anything by this.
+            let _ = self.renew(id);
             self.hold_open(id);
         }
     }
@@ -126,7 +127,8 @@ impl Shard {
         }
         if !in_doubt {
             // With each one and not only with the last: those who are left may all turn out to be refused.
-            self.renew(id);
+            // Nobody is told anything by this.
+            let _ = self.renew(id);
         }
         let Some(subscribers) = self.subscribers.get_mut(&id) else { return };
         subscribers.in_doubt -= usize::from(in_doubt);

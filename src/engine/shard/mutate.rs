@@ -62,12 +62,13 @@ impl Shard {
 
     fn confirm(&mut self, id: u64, request: &CreateRequest, reply: Reply<CreateAnswer>) {
         let entry = self.entry(id).expect("a name stands for a stream that exists");
-        let mut rests_on = entry.last_group;
-        let answer = entry.state.confirm(request);
-        if answer.is_ok() {
-            rests_on = rests_on.max(self.renew(id));
+        let last_group = entry.last_group;
+        let answer = entry.state.confirm(request).map(CreateStep::Done).map_err(CreateError::from);
+        let renewed = if answer.is_ok() { self.renew(id) } else { Ok(0) };
+        match renewed {
+            Ok(group) => self.answer_after(group.max(last_group), reply, answer),
+            Err(why) => self.answer(reply, Err(why.into())),
         }
-        self.answer_after(rests_on, reply, answer.map(CreateStep::Done).map_err(CreateError::from));
     }
 
     fn create_anew(
@@ -160,10 +161,10 @@ impl Shard {
         let last_group = entry.last_group;
         match entry.state.decide_append(request, now_ms, &self.limits.stream) {
             AppendDecision::Refuse(refusal) => self.answer_after(last_group, reply, Err(refusal.into())),
-            AppendDecision::Answer(appended) => {
-                let rests_on = last_group.max(self.renew(id));
-                self.answer_after(rests_on, reply, Ok(appended));
-            }
+            AppendDecision::Answer(appended) => match self.renew(id) {
+                Ok(group) => self.answer_after(group.max(last_group), reply, Ok(appended)),
+                Err(why) => self.answer(reply, Err(why.into())),
+            },
             AppendDecision::Accept(_) if self.is_overloaded() => {
                 self.answer(reply, Err(Unavailable::Overloaded.into()));
             }

@@ -76,6 +76,12 @@ impl Shard {
         }
         let streams = if over_budget { self.settle_streams(group) } else { Vec::new() };
         let removed: Vec<u64> = self.settling.removed.drain(..removals).map(|(id, _)| id).collect();
+        // Streams that ended need no settling, and must not keep the journal from being trimmed.
+        while let Some((id, _)) = self.settling.dirty.front()
+            && self.streams.get(id).is_none_or(|entry| entry.ending)
+        {
+            self.settling.dirty.pop_front();
+        }
         let trim_before = self.settling.trim_before(group);
         if streams.is_empty() && removed.is_empty() && trim_before <= self.settling.trimmed_before {
             // Over the budget because of something that is not durable yet. Committing nothing would not help, and
