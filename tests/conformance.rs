@@ -80,7 +80,7 @@ fn environment<'a>(mode: &'a str, shards: &'a str) -> Vec<(&'a str, &'a str)> {
         ("DS_STORAGE__MODE", mode),
         ("DS_STORAGE__ACID_SHARD_COUNT", shards),
         // Two tests wait for a real timeout and allow five seconds for it.
-        ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.5"),
+        ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "1.5"),
     ]
 }
 

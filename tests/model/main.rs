@@ -10,15 +10,18 @@
 #[path = "../support/disk.rs"]
 mod disk;
 mod model;
+mod outcome;
 mod plan;
 mod request;
 mod run;
+mod store;
 
 use std::sync::Arc;
 
 use disk::Disks;
 use proptest::prelude::*;
-use run::{Below, Run};
+use run::Run;
+use store::Below;
 
 /// Sets the number of cases, unless `PROPTEST_CASES` does. What failed is printed, not kept in a file.
 fn cases(count: u32) -> ProptestConfig {

@@ -6,132 +6,25 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use durable_streams_server::config::Config;
-use durable_streams_server::engine::api::{
-    AppendError, AppendRefusal, CreateError, CreateRefusal, Full, LiveEvent, LookupError, LookupRefusal,
-    Page, ReadError, ReadRequest, Storage, StreamInfo, Unavailable,
-};
+use durable_streams_server::engine::api::{LiveEvent, Page, ReadRequest, Storage, StreamInfo};
 use durable_streams_server::engine::clock::Clock;
-use durable_streams_server::engine::{AcidStorage, EngineOptions, InMemoryStorage, shard_of};
+use durable_streams_server::engine::shard_of;
 use durable_streams_server::protocol::offset::RequestedOffset;
 use futures_util::future::join_all;
 use tokio::runtime::Runtime;
 
-use crate::disk::{Calls, Disks, Fault};
+use crate::disk::{Calls, Fault};
 use crate::model::{Answer, Appended, Created, Limits, Model, Stream};
+use crate::outcome::{Trouble, certain};
 use crate::plan::{At, CROWD, Change, Command, NAMES, Position, Setting, plain_append, plain_creation};
 use crate::request::{Append, Body, Create, Life, stream_name};
+use crate::store::{Below, MEMORY_BYTES, PROBES_MAX, PRODUCERS_MAX, open};
 
 /// How long something that has to happen by itself may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const START_MS: i64 = 1_700_000_000_000;
-const PRODUCERS_MAX: usize = 3;
-/// Of the memory mode; no sequence comes near it.
-const MEMORY_BYTES: u64 = 16 << 20;
 /// Names that no command uses, one on each shard.
 const PROBES: u8 = 100;
-
-/// Where the store keeps its data.
-pub(crate) enum Below {
-    Memory,
-    Disks(Arc<Disks>),
-    Directory(tempfile::TempDir),
-}
-
-/// The store's word that it cannot tell.
-#[derive(Debug)]
-enum Trouble {
-    Refused(String),
-    Unavailable(Unavailable),
-}
-
-fn full(full: Full) -> Trouble {
-    Trouble::Refused(format!("FULL: {full}"))
-}
-
-impl From<CreateError> for Trouble {
-    fn from(error: CreateError) -> Self {
-        let refusal = match error {
-            CreateError::Refused(refusal) => refusal,
-            CreateError::Full(why) => return full(why),
-            CreateError::Unavailable(why) => return Self::Unavailable(why),
-        };
-        Self::Refused(match refusal {
-            CreateRefusal::AlreadyExists => "ALREADY_EXISTS".into(),
-            CreateRefusal::PathBlocked => "PATH_BLOCKED".into(),
-            CreateRefusal::SourceNotFound => "NOT_FOUND".into(),
-            CreateRefusal::SourceDeleted => "FORK_FROM_TOMBSTONE".into(),
-            CreateRefusal::ContentTypeMismatch { .. } => "CONTENT_TYPE_MISMATCH".into(),
-            CreateRefusal::InvalidForkPoint => "INVALID_OFFSET".into(),
-            CreateRefusal::InvalidJson(_) => "INVALID_JSON".into(),
-            CreateRefusal::StreamTooLarge { .. } => "PAYLOAD_TOO_LARGE".into(),
-            other => format!("unknown: {other}"),
-        })
-    }
-}
-
-impl From<AppendError> for Trouble {
-    fn from(error: AppendError) -> Self {
-        let refusal = match error {
-            AppendError::Refused(refusal) => refusal,
-            AppendError::Full(why) => return full(why),
-            AppendError::Unavailable(why) => return Self::Unavailable(why),
-        };
-        Self::Refused(match refusal {
-            AppendRefusal::NotFound => "NOT_FOUND".into(),
-            AppendRefusal::Gone => "GONE".into(),
-            AppendRefusal::Closed { tail } => format!("STREAM_CLOSED at {tail}"),
-            AppendRefusal::ContentTypeMismatch { .. } => "CONTENT_TYPE_MISMATCH".into(),
-            AppendRefusal::StaleEpoch { current } => format!("PRODUCER_EPOCH_FENCED by {current}"),
-            AppendRefusal::NewEpochNotAtZero => "BAD_REQUEST".into(),
-            AppendRefusal::SequenceGap { expected, received } => {
-                format!("SEQUENCE_CONFLICT, {expected} expected, {received} sent")
-            }
-            AppendRefusal::InvalidJson(_) => "INVALID_JSON".into(),
-            AppendRefusal::EmptyArray => "EMPTY_ARRAY".into(),
-            AppendRefusal::StreamSeqConflict => "SEQUENCE_CONFLICT".into(),
-            AppendRefusal::StreamTooLarge { .. } => "PAYLOAD_TOO_LARGE".into(),
-            AppendRefusal::ProducerLimit { .. } => "PRODUCER_LIMIT".into(),
-            other => format!("unknown: {other}"),
-        })
-    }
-}
-
-fn lookup(refusal: LookupRefusal) -> Trouble {
-    Trouble::Refused(match refusal {
-        LookupRefusal::NotFound => "NOT_FOUND".into(),
-        LookupRefusal::Gone => "GONE".into(),
-        other => format!("unknown: {other}"),
-    })
-}
-
-impl From<LookupError> for Trouble {
-    fn from(error: LookupError) -> Self {
-        match error {
-            LookupError::Refused(refusal) => lookup(refusal),
-            LookupError::Unavailable(why) => Self::Unavailable(why),
-        }
-    }
-}
-
-impl From<ReadError> for Trouble {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Refused(refusal) => lookup(refusal),
-            ReadError::InvalidOffset => Self::Refused("INVALID_OFFSET".into()),
-            ReadError::Unavailable(why) => Self::Unavailable(why),
-        }
-    }
-}
-
-/// An answer that has to be one, good or bad.
-#[track_caller]
-fn certain<T, E: Into<Trouble>>(answer: Result<T, E>) -> Answer<T> {
-    answer.map_err(|error| match error.into() {
-        Trouble::Refused(refusal) => refusal,
-        Trouble::Unavailable(why) => panic!("nothing is wrong with the disk, yet: {why}"),
-    })
-}
 
 /// A store, the model, and what was done so far.
 pub(crate) struct Run {
@@ -571,35 +464,6 @@ impl Run {
             }
             let answer = certain(self.wait_for(self.store.create(request.for_store())));
             assert!(answer.is_ok(), "room for {name}: {answer:?}");
-        }
-    }
-}
-
-/// Room for probes, in streams.
-const PROBES_MAX: u8 = 3;
-
-fn open(setting: &Setting, below: &Below, clock: &Clock) -> Arc<dyn Storage> {
-    let mut config = Config::default();
-    config.storage.acid_shard_count = Some(setting.shards);
-    config.storage.journal_bytes = setting.journal_bytes;
-    config.storage.cache_bytes = 1 << 20;
-    config.limits.max_memory_bytes = setting.recent_bytes;
-    config.limits.max_streams = u64::from(NAMES + CROWD + PROBES_MAX);
-    config.limits.max_stream_bytes = setting.stream_bytes_max.map(|max| max as u64);
-    config.limits.max_producers_per_stream = PRODUCERS_MAX;
-    let options = EngineOptions::default().with_clock(clock.clone());
-    match below {
-        Below::Memory => {
-            config.limits.max_memory_bytes = MEMORY_BYTES;
-            Arc::new(InMemoryStorage::with_options(&config, &options).unwrap())
-        }
-        Below::Disks(disks) => {
-            let options = options.with_backend(disks.factory());
-            Arc::new(AcidStorage::open_with(&config, &options).unwrap())
-        }
-        Below::Directory(directory) => {
-            config.storage.data_dir = directory.path().to_owned();
-            Arc::new(AcidStorage::open_with(&config, &options).unwrap())
         }
     }
 }
