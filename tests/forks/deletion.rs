@@ -166,38 +166,45 @@ fn a_fork_of_inherited_data_only_keeps_every_stream_of_its_chain() {
 
 #[test]
 fn expiry_cascades_as_deletion_does() {
-    on_each_layout(|mut server| {
-        let soon = time::OffsetDateTime::now_utc() + Duration::from_secs(2);
-        let soon =
-            soon.format(&time::format_description::well_known::Rfc3339).expect("the year has four digits");
-        let soon = ("Stream-Expires-At", &*soon);
-        let lasting = ("Stream-TTL", "1000");
-        // Deleted sources of a fork that expires.
-        server.create("a", &[TEXT], "a");
-        server.fork("b", "a");
-        server.create("c", &[(FORKED_FROM, &path("b")), soon], "");
-        server.delete("b");
-        server.delete("a");
-        // An expiring source of a fork that lasts, and a whole chain that expires at once.
-        server.create("source", &[TEXT, soon], "inherited");
-        server.create("fork", &[(FORKED_FROM, &path("source")), lasting], "");
-        server.create("all", &[TEXT, soon], "");
-        server.fork("all-of", "all");
-        server.fork("all-of-it", "all-of");
-
-        for name in ["c", "b", "a", "all", "all-of", "all-of-it"] {
-            server.wait_for_status(name, 404);
+    // All layouts at the same time: most of it is waiting.
+    thread::scope(|threads| {
+        for (mode, shards) in [("memory", "1"), ("memory", "5"), ("acid", "1"), ("acid", "5")] {
+            threads.spawn(move || check_cascades_by_expiry(Server::start(mode, shards, &[])));
         }
-        server.wait_for_status("source", 410);
-        server.check_over_restarts(|server| {
-            assert_soft_deleted(server, "source");
-            assert_eq!(server.content("fork"), "inherited");
-            for name in ["a", "b", "c", "all", "all-of", "all-of-it"] {
-                server.expect_status(name, 404);
-            }
-        });
-        server.delete("fork");
-        server.wait_for_status("source", 404);
-        server.create("source", &[JSON], "");
     });
+}
+
+fn check_cascades_by_expiry(mut server: Server) {
+    let soon = time::OffsetDateTime::now_utc() + Duration::from_secs(3);
+    let soon = soon.format(&time::format_description::well_known::Rfc3339).expect("the year has four digits");
+    let soon = ("Stream-Expires-At", &*soon);
+    let lasting = ("Stream-TTL", "1000");
+    // Deleted sources of a fork that expires.
+    server.create("a", &[TEXT], "a");
+    server.fork("b", "a");
+    server.create("c", &[(FORKED_FROM, &path("b")), soon], "");
+    server.delete("b");
+    server.delete("a");
+    // An expiring source of a fork that lasts, and a whole chain that expires at once.
+    server.create("source", &[TEXT, soon], "inherited");
+    server.create("fork", &[(FORKED_FROM, &path("source")), lasting], "");
+    server.create("all", &[TEXT, soon], "");
+    server.fork("all-of", "all");
+    server.fork("all-of-it", "all-of");
+
+    let ended = ["a", "b", "c", "all", "all-of", "all-of-it"];
+    for name in ended {
+        server.wait_for_status(name, 404);
+    }
+    server.wait_for_status("source", 410);
+    server.check_over_restarts(|server| {
+        assert_soft_deleted(server, "source");
+        assert_eq!(server.content("fork"), "inherited");
+        for name in ended {
+            server.expect_status(name, 404);
+        }
+    });
+    server.delete("fork");
+    server.wait_for_status("source", 404);
+    server.create("source", &[JSON], "");
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use bytes::Bytes;
@@ -58,38 +59,46 @@ impl Life {
     }
 }
 
+/// What the one who deletes and creates waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Written,
+    Seen { born: usize },
+}
+
 #[test]
 fn readers_and_writers_of_an_old_incarnation_never_meet_the_new_one() {
     in_each_mode(&[("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.2")], |server| {
-        let generation = AtomicUsize::new(0);
-        let is_over = AtomicBool::new(false);
-        let accepted = AtomicUsize::new(0);
-        let lives = AtomicUsize::new(0);
+        let (generation, is_over) = (&AtomicUsize::new(0), &AtomicBool::new(false));
+        let (reports, progress) = mpsc::channel();
         thread::scope(|threads| {
             for writer in 0..3 {
-                let (generation, is_over, accepted) = (&generation, &is_over, &accepted);
-                threads.spawn(move || write(server, writer, generation, is_over, accepted));
+                let reports = reports.clone();
+                threads.spawn(move || write(server, writer, generation, is_over, &reports));
             }
             for _ in 0..4 {
-                threads.spawn(|| tail_lives(server, &is_over, &lives));
+                let reports = reports.clone();
+                threads.spawn(move || tail_lives(server, is_over, &reports));
             }
             for _ in 0..2 {
-                threads.spawn(|| poll_lives(server, &is_over));
+                threads.spawn(|| poll_lives(server, is_over));
             }
+            let _end = RaiseOnDrop(is_over);
             let mut client = server.client();
             for number in 0..GENERATIONS {
                 generation.store(number, Ordering::Relaxed);
                 let body = format!("{{\"born\":{number}}}");
                 client.request("PUT", &path("contested"), &[JSON], body.as_bytes()).expect_status(201);
                 // Not before it has been written and read.
-                let (writes, reads) = (accepted.load(Ordering::Relaxed), lives.load(Ordering::Relaxed));
-                while accepted.load(Ordering::Relaxed) < writes + 6 || lives.load(Ordering::Relaxed) == reads
-                {
-                    thread::yield_now();
+                let (mut writes, mut is_seen) = (0, false);
+                while writes < 6 || !is_seen {
+                    match progress.recv_timeout(PATIENCE).expect("somebody writes and somebody reads") {
+                        Progress::Written => writes += 1,
+                        Progress::Seen { born } => is_seen |= born == number,
+                    }
                 }
                 client.request("DELETE", &path("contested"), &[], b"").expect_status(204);
             }
-            is_over.store(true, Ordering::Relaxed);
         });
     });
 }
@@ -101,7 +110,7 @@ fn write(
     writer: usize,
     generation: &AtomicUsize,
     is_over: &AtomicBool,
-    accepted: &AtomicUsize,
+    reports: &Sender<Progress>,
 ) {
     let mut client = server.client();
     let (mut known, mut seq) = (0, 0);
@@ -118,7 +127,8 @@ fn write(
         match answer.status {
             200 => {
                 seq += 1;
-                accepted.fetch_add(1, Ordering::Relaxed);
+                // Nobody listens any more when it is over.
+                let _ = reports.send(Progress::Written);
             }
             404 => seq = 0,
             409 => {
@@ -131,7 +141,7 @@ fn write(
 }
 
 /// Reads one life after the other, each over one connection, which ends with it.
-fn tail_lives(server: &ServerProcess, is_over: &AtomicBool, lives: &AtomicUsize) {
+fn tail_lives(server: &ServerProcess, is_over: &AtomicBool, reports: &Sender<Progress>) {
     while !is_over.load(Ordering::Relaxed) {
         let mut tail = match Tail::try_open(server.origin(), "contested?offset=-1&live=sse", &[]) {
             Ok(Ok(tail)) => tail,
@@ -143,10 +153,12 @@ fn tail_lives(server: &ServerProcess, is_over: &AtomicBool, lives: &AtomicUsize)
         };
         let mut life = Life::default();
         while let Some(batch) = tail.try_batch().expect("the response ends as it should") {
-            if life.born.is_none() {
-                lives.fetch_add(1, Ordering::Relaxed);
-            }
+            let was_born = life.born.is_some();
             life.add(batch.data.as_deref().unwrap_or("[]"));
+            if let (false, Some(born)) = (was_born, life.born) {
+                // Nobody listens any more when it is over.
+                let _ = reports.send(Progress::Seen { born });
+            }
         }
     }
 }

@@ -127,7 +127,7 @@ fn a_wait_in_vain_ends_with_the_offset_the_client_had() {
 fn a_204_never_skips_data() {
     // Waits as short as appends are apart, so that both ends of a wait race all the time.
     in_each_mode(&[("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.002")], |server| {
-        const APPENDS: usize = 400;
+        const APPENDS: usize = 250;
         create(server, "s", &[TEXT], "");
         std::thread::scope(|threads| {
             threads.spawn(|| {

@@ -265,7 +265,7 @@ fn large_appends_reach_readers_that_cannot_keep_up() {
 
 #[test]
 fn a_closure_reaches_every_waiting_reader_with_everything_before_it() {
-    const ROUNDS: usize = 30;
+    const ROUNDS: usize = 21;
     in_each_mode(&[LONG], |server| {
         for round in 0..ROUNDS {
             let name = &*format!("round-{round}");
@@ -344,8 +344,8 @@ fn a_deletion_ends_every_reader_behind_a_gapless_beginning() {
                         accepted.store(number + 1, Ordering::Relaxed);
                     }
                 });
-                while accepted.load(Ordering::Relaxed) < round % 7 {
-                    thread::yield_now();
+                for _ in 0..round % 7 {
+                    get(server, &format!("{name}?offset=now")).expect_status(200);
                 }
                 delete(server, name);
                 let seen: Vec<Vec<usize>> =

@@ -63,6 +63,7 @@ fn constant_data_does_not_keep_a_response_alive_and_nothing_is_lost_over_its_end
                 client.request("POST", &path("s"), &[CLOSED], b"").expect_status(204);
                 count
             });
+            let end = RaiseOnDrop(&enough);
             let (mut at, mut seen, mut lives) = (0, Vec::new(), 0);
             loop {
                 let mut tail = Tail::open(server, "s", &offset(at));
@@ -82,6 +83,7 @@ fn constant_data_does_not_keep_a_response_alive_and_nothing_is_lost_over_its_end
                     break;
                 }
             }
+            drop(end);
             let count = writer.join().expect("the writer succeeds");
             assert!(lives >= 4, "{lives}");
             assert!(seen.iter().copied().eq(0..count), "{count} appended, {} seen", seen.len());
@@ -236,6 +238,7 @@ fn shutting_down_ends_the_response_behind_a_control_event() {
                 }
                 acknowledged
             });
+            let end = RaiseOnDrop(&enough);
             idle.expect_data("content");
             let mut seen = Vec::new();
             let mut signalled = false;
@@ -248,7 +251,7 @@ fn shutting_down_ends_the_response_behind_a_control_event() {
                 }
             }
             idle.expect_end();
-            enough.store(true, Ordering::Relaxed);
+            drop(end);
             let acknowledged = writer.join().expect("the writer succeeds");
             // A reader may be told to come back before it saw the last of it, but never sees a gap; and at most one
             // append was on its way without an answer.
