@@ -196,7 +196,9 @@ impl Shard {
             Phase::Working => None,
             Phase::Recovering => mutates.then_some(Unavailable::Recovering),
             Phase::Failed => Some(Unavailable::Recovering),
-            Phase::Stopping(_) | Phase::Stopped => mutates.then_some(Unavailable::ShuttingDown),
+            Phase::Stopping(_) => mutates.then_some(Unavailable::ShuttingDown),
+            // The files are closed, and the core is about to end.
+            Phase::Stopped => Some(Unavailable::ShuttingDown),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Settling: moving state and content from the journal into their lasting place, a little with each group, so that the
 //! journal stays within its budget; and letting settled content leave the RAM.
 //!
-//! Settling rides on groups that are committed anyway, in proportion to what they carry, so no append waits for a
-//! large one. A stream's checkpoint holds its state as of the end of the group that carries it.
+//! Settling rides on groups that are committed anyway, in proportion to what they carry. A stream is settled whole, so
+//! one that took nearly all appends makes a large commit. A stream's checkpoint holds its state as of the end of the group that carries it.
 
 use std::collections::{HashSet, VecDeque};
 
