@@ -61,6 +61,11 @@ impl Draft {
                 return Err(settings.refused("limits.max_body_bytes", &self.config, rule));
             }
         }
+        if limits.read_page_bytes as u64 > limits.max_read_buffer_bytes {
+            let bytes = limits.max_read_buffer_bytes;
+            let rule = format!("must not exceed limits.max_read_buffer_bytes ({bytes}), which pages share");
+            return Err(settings.refused("limits.read_page_bytes", &self.config, rule));
+        }
         Ok(self.config)
     }
 

@@ -87,6 +87,7 @@ impl Default for LimitsConfig {
             max_streams: 1_000_000,
             max_producers_per_stream: 10_000,
             read_page_bytes: 4 << 20,
+            max_read_buffer_bytes: 256 * MIB,
             max_json_depth: 512,
             max_header_bytes: 32 << 10,
             max_staged_bytes: 64 * MIB,
@@ -109,6 +110,7 @@ impl Default for StorageConfig {
             acid_two_phase_commit: false,
             cache_bytes: 256 * MIB,
             journal_bytes: 32 * MIB,
+            min_free_disk_bytes: 64 * MIB,
         }
     }
 }

@@ -99,6 +99,9 @@ pub struct LimitsConfig {
     pub max_producers_per_stream: usize,
     /// Most bytes of content in one catch-up or long-poll answer.
     pub read_page_bytes: usize,
+    /// Bytes that were read from disk and that clients have not taken yet, over all connections (503 past it). At least
+    /// `read_page_bytes`; a message that is larger is read alone.
+    pub max_read_buffer_bytes: u64,
     /// Nesting depth of a JSON body (400 past it).
     pub max_json_depth: usize,
     /// Size of a request's head: line and headers (431 past it).
@@ -137,6 +140,9 @@ pub struct StorageConfig {
     /// Journal size in bytes per shard at which settling starts; at most a quarter of the shard's share of
     /// [`LimitsConfig::max_disk_bytes`] takes effect.
     pub journal_bytes: u64,
+    /// Bytes that stay free on the file system of [`Self::data_dir`] (507 below it, for what needs room); 0 = all of it is
+    /// used.
+    pub min_free_disk_bytes: u64,
 }
 
 /// `storage.mode`

@@ -159,6 +159,12 @@ pub static KEYS: &[Key] = &[
         |c| size(c.limits.read_page_bytes),
     ),
     Key::new(
+        "limits.max_read_buffer_bytes",
+        "Bytes read from disk that clients have not taken yet, over all connections (503)",
+        bytes(1, BYTES_MAX, |d, n| d.config.limits.max_read_buffer_bytes = n),
+        |c| whole(c.limits.max_read_buffer_bytes),
+    ),
+    Key::new(
         "limits.max_json_depth",
         "Nesting depth of a JSON body (400)",
         count(1, 10_000, |d, n| d.config.limits.max_json_depth = to_usize(n)),
@@ -276,6 +282,12 @@ pub static KEYS: &[Key] = &[
         "Journal size per shard at which settling starts, at most a quarter of its share of limits.max_disk_bytes",
         bytes(64 << 10, 4 * GIB, |d, n| d.config.storage.journal_bytes = n),
         |c| whole(c.storage.journal_bytes),
+    ),
+    Key::new(
+        "storage.min_free_disk_bytes",
+        "Room that creations and appends leave on the disk of storage.data_dir (507), for what frees room; 0 = none",
+        bytes(0, BYTES_MAX, |d, n| d.config.storage.min_free_disk_bytes = n),
+        |c| whole(c.storage.min_free_disk_bytes),
     ),
     Key::new(
         "tls.cert_path",

@@ -108,6 +108,9 @@ pub enum Full {
     /// `limits.max_disk_bytes`
     #[error("the server's disk limit is reached")]
     Disk,
+    /// `storage.min_free_disk_bytes`
+    #[error("the server's disk is almost full, and what is left is kept for what frees room")]
+    FileSystem,
     /// `limits.max_streams`
     #[error("the server's limit on streams is reached")]
     Streams,
@@ -129,6 +132,9 @@ pub enum Unavailable {
     /// The store is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// `limits.max_read_buffer_bytes`: pages that were read from disk wait for clients to take them.
+    #[error("too much that was read from disk waits for clients to take it")]
+    ReadBufferFull,
     /// Stored bytes could not be read.
     #[error("the data could not be read")]
     ReadFailed,

@@ -17,6 +17,7 @@ use crate::engine::api::Health;
 use crate::engine::clock::Clock;
 use crate::engine::mailbox::Mailbox;
 use crate::engine::quota::Quotas;
+use crate::engine::read_budget::ReadBudget;
 use crate::engine::request::{Mail, Origin, Request};
 use crate::engine::shard::Shard;
 
@@ -30,15 +31,22 @@ pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) mailboxes: Vec<Mailbox>,
     pub(crate) quotas: Quotas,
+    pub(crate) reads: ReadBudget,
     pub(crate) clock: Clock,
     /// Per shard: why it takes no writes.
     health: Vec<Mutex<Option<String>>>,
 }
 
 impl Shared {
-    pub(crate) fn new(id: u64, mailboxes: Vec<Mailbox>, quotas: Quotas, clock: Clock) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        mailboxes: Vec<Mailbox>,
+        quotas: Quotas,
+        reads: ReadBudget,
+        clock: Clock,
+    ) -> Self {
         let health = mailboxes.iter().map(|_| Mutex::new(None)).collect();
-        Self { id, mailboxes, quotas, clock, health }
+        Self { id, mailboxes, quotas, reads, clock, health }
     }
 
     pub(crate) fn set_health(&self, shard: usize, waiting_for: Option<String>) {

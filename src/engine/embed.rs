@@ -12,14 +12,15 @@ use crate::engine::clock::Clock;
 use crate::engine::core::{self, Shared};
 use crate::engine::handle::{Engine, StopOnDrop};
 use crate::engine::mailbox::Mailbox;
-use crate::engine::quota::Quotas;
+use crate::engine::quota::{QuotaLimits, Quotas};
+use crate::engine::read_budget::ReadBudget;
 use crate::engine::request::Mail;
 use crate::engine::shard::{Shard, ShardLimits};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters};
 use crate::storage::committer::Committer;
-use crate::storage::{OpenLog, StorageError};
+use crate::storage::{DiskUse, FreeSpaceProbe, OpenLog, RoomRule, RoomWatch, StorageError};
 use crate::stream::append::StreamLimits;
 
 static ENGINES: AtomicU64 = AtomicU64::new(1);
@@ -32,6 +33,8 @@ pub struct EngineOptions {
     pub clock: Clock,
     /// What redb works on instead of files.
     pub backend: Option<TestBackend>,
+    /// What is asked for the room on the disk, instead of its file system.
+    pub free_space: Option<FreeSpaceProbe>,
 }
 
 /// A [`BackendFactory`] that can be printed.
@@ -56,6 +59,12 @@ impl EngineOptions {
         self.backend = Some(TestBackend(factory));
         self
     }
+
+    /// With a disk that has as much room as the probe says.
+    pub fn with_free_space(mut self, probe: FreeSpaceProbe) -> Self {
+        self.free_space = Some(probe);
+        self
+    }
 }
 
 impl Engine {
@@ -78,15 +87,17 @@ impl Engine {
     ) -> Result<Self, StorageError> {
         let limits = &config.limits;
         let in_memory = config.storage.mode == StorageMode::Memory;
-        let quotas = Quotas::new(
-            shards,
-            in_memory.then_some(limits.max_memory_bytes),
-            limits.max_streams,
-            limits.max_disk_bytes,
-        );
+        let quotas = QuotaLimits {
+            memory_bytes_max: in_memory.then_some(limits.max_memory_bytes),
+            streams_max: limits.max_streams,
+            disk_bytes_max: limits.max_disk_bytes,
+            room: room_rule(config, shards),
+        };
+        let quotas = Quotas::new(shards, quotas);
         let (mailboxes, mail): (Vec<_>, Vec<_>) = (0..shards).map(|_| Mailbox::new()).unzip();
         let id = ENGINES.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::new(Shared::new(id, mailboxes, quotas, options.clock.clone()));
+        let reads = ReadBudget::new(limits.max_read_buffer_bytes, shards);
+        let shared = Arc::new(Shared::new(id, mailboxes, quotas, reads, options.clock.clone()));
         let shard_limits = ShardLimits {
             stream: StreamLimits {
                 stream_bytes_max: limits.max_stream_bytes,
@@ -116,6 +127,10 @@ fn journal_bytes(config: &Config, shards: usize) -> u64 {
     let of_disk =
         config.limits.max_disk_bytes.map_or(u64::MAX, |max| (max / shards as u64 / 4).max(OF_DISK_MIN));
     config.storage.journal_bytes.min(of_disk)
+}
+
+fn room_rule(config: &Config, shards: usize) -> RoomRule {
+    RoomRule::new(config.storage.min_free_disk_bytes, shards, config.limits.max_staged_bytes)
 }
 
 /// Number of cores available to this process.
@@ -188,9 +203,11 @@ impl AcidStorage {
             (None, AcidBackend::InMemory) => Backend::InMemory,
             (None, AcidBackend::File) => Backend::File,
         };
+        acid.free_space.clone_from(&options.free_space);
         let log = Arc::new(AcidLog::new(acid)?);
         let counters = log.counters();
-        let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &log);
+        let room = room_rule(&config, log.shard_count());
+        let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &log, room);
         let engine = Engine::start_cores(&config, log.shard_count(), options, prepare)?;
         Ok(Self { engine, counters })
     }
@@ -207,17 +224,24 @@ impl AcidStorage {
 }
 
 /// Recovers a shard and starts its commit thread.
-fn open_shard(shard: &mut Shard, shared: &Arc<Shared>, log: &Arc<AcidLog>) -> Result<(), StorageError> {
+fn open_shard(
+    shard: &mut Shard,
+    shared: &Arc<Shared>,
+    log: &Arc<AcidLog>,
+    room: RoomRule,
+) -> Result<(), StorageError> {
     let index = shard.index();
     let (commits, recovered) = log.open(index)?;
     let reader = commits.reader();
-    shared.quotas.set_disk_bytes(index, commits.disk_bytes());
+    let mut watch = RoomWatch::new(index, room);
+    watch.look(&*commits);
+    shared.quotas.set_disk_use(index, DiskUse { taken: commits.disk_bytes(), room: watch.room() });
     let report = {
         let shared = shared.clone();
         Box::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
     };
     let opener: Arc<dyn OpenLog> = log.clone();
-    let committer = Committer::spawn(index, opener, commits, report)
+    let committer = Committer::spawn(index, opener, commits, watch, report)
         .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
     shard.attach_committer(committer);
     shard.restore(recovered, reader)

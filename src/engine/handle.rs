@@ -11,8 +11,9 @@ use crate::engine::api::{
 };
 use crate::engine::core::{self, Shared};
 use crate::engine::live::Subscription;
-use crate::engine::request::{Answer, CreateStep, Mail, Origin, Reply, Request, Target};
+use crate::engine::request::{Answer, CreateStep, Mail, Origin, PlanRequest, Reply, Request, Target};
 use crate::engine::routing::shard_of;
+use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 
@@ -109,14 +110,38 @@ impl Engine {
     }
 
     async fn subscribe_to(&self, name: StreamName, from: RequestedOffset) -> Result<Subscription, ReadError> {
-        let subscribed =
-            self.ask(self.shard_of(&name), |reply| Request::Subscribe(name, from, reply)).await?;
+        let shard = self.shard_of(&name);
+        let subscribed = self.ask(shard, |reply| Request::Subscribe(name.clone(), from, reply)).await?;
         let check_start = subscribed.check_start;
         let mut subscription = Subscription::new(self.clone(), subscribed);
         if check_start {
             subscription.check_start(from).await?;
+            self.await_renewal(shard, name, subscription.info()).await?;
         }
         Ok(subscription)
+    }
+
+    /// A read turned out to be one, and renews a sliding lifetime: nobody may be told of it before that is durable.
+    async fn await_renewal(
+        &self,
+        shard: usize,
+        name: StreamName,
+        info: &StreamInfo,
+    ) -> Result<(), ReadError> {
+        if !matches!(info.lifetime, Some(Lifetime::Ttl { .. })) {
+            return Ok(());
+        }
+        let request = PlanRequest {
+            target: Target::Name(name),
+            from: RequestedOffset::Now,
+            bytes_max: 1,
+            start_checked: true,
+        };
+        match self.ask(shard, |reply| Request::Plan(request, reply)).await {
+            Err(error @ ReadError::Unavailable(_)) => Err(error),
+            // If it has ended meanwhile, the reader is told so where it reads.
+            _ => Ok(()),
+        }
     }
 
     async fn stop(&self) {

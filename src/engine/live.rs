@@ -280,6 +280,7 @@ impl Subscription {
 
     /// Waits for what comes next; at once if there is data after the position, or if the stream is closed or gone.
     /// `max_bytes` bounds a batch (a larger JSON message comes alone, as does what one commit brought). Cancel-safe.
+    /// What comes from disk counts against `limits.max_read_buffer_bytes` until the batch is dropped, so drop it first.
     pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
         let event = self.next_until(max_bytes, std::future::pending()).await?;
         Ok(event.expect("what never comes ends no wait"))
@@ -296,6 +297,8 @@ impl Subscription {
         match self.next_until(max_bytes, give_up).await? {
             Some(LiveEvent::Data(batch)) if batch.end - batch.start > max_bytes as u64 => {
                 self.position = batch.start;
+                // It may have come from disk itself, and then holds room that the page asks for.
+                drop(batch);
                 self.catch_up(max_bytes).await.map(Some)
             }
             event => Ok(event),

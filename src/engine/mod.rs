@@ -5,6 +5,7 @@
 //! * `handle`: [`Engine`], the trait's implementation: routes each request to the shard that owns its stream.
 //! * `embed`: [`InMemoryStorage`] and [`AcidStorage`], engines with core threads of their own.
 //! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
+//! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
 //! * `core`: the core threads, each with one runtime, one mailbox and one `shard`.
 //! * `mailbox`, `request`: what travels between cores.
@@ -18,6 +19,7 @@ mod handle;
 pub mod live;
 mod mailbox;
 mod quota;
+mod read_budget;
 mod reading;
 mod request;
 mod routing;

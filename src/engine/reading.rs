@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::engine::api::{CreateError, CreateRefusal, LookupRefusal, Page, ReadError, Unavailable};
 use crate::engine::handle::Engine;
 use crate::engine::live::Subscription;
+use crate::engine::read_budget::{self, Blocks, ReadBudget, Room};
 use crate::engine::request::{Place, PlanRequest, Region, Request, SpanRequest, Target};
 use crate::protocol::content_type::ContentType;
 use crate::protocol::json;
@@ -21,13 +23,17 @@ use crate::stream::fork::StreamRef;
 
 /// Plans made anew because bytes were gone.
 const ATTEMPTS: usize = 4;
-/// Read at once while looking for the end of a message that is larger than a page, at first.
-const WINDOW_BYTES: u64 = 1 << 20;
+/// Read at first, at least, to find the end of a message that is larger than a page.
+const WINDOW_BYTES: u64 = 64 * 1024;
+/// Read at once while a fork point is looked for.
+const FORK_PAGE_BYTES: usize = 1 << 20;
 
 /// Why a page could not be put together from its plan.
 enum Trouble {
     /// Bytes are no longer where the plan said.
     Stale,
+    /// It takes room for this many bytes to go on.
+    MoreRoom(u64),
     Error(ReadError),
 }
 
@@ -54,7 +60,14 @@ impl From<StorageError> for Trouble {
 }
 
 /// A page while it grows.
-struct Draft {
+struct Draft<'a> {
+    budget: &'a ReadBudget,
+    /// For all that is going to be read from disk.
+    room: Option<Room>,
+    /// Bytes that all regions together seemed to need.
+    foreseen: u64,
+    /// When waiting for room ends, once that has begun.
+    patience_ends: Option<Instant>,
     data: Vec<Bytes>,
     end: u64,
     page_end: u64,
@@ -77,8 +90,13 @@ impl Engine {
             let plan = self.ask(shard, |reply| Request::Plan(request, reply)).await?;
             let page_end = plan.start.saturating_add(bytes_max as u64);
             let json = plan.info.content_type.is_json();
-            let mut draft = Draft { data: Vec::new(), end: plan.start, page_end, json };
-            match self.fill(&mut draft, plan.regions).await {
+            let regions = self.own_regions(plan.regions, page_end).await;
+            let mut draft = Draft::new(&self.shared.reads, plan.start, page_end, json);
+            let filled = match regions {
+                Ok(regions) => draft.fill(regions).await,
+                Err(error) => Err(error.into()),
+            };
+            match filled {
                 Ok(()) => {
                     if plan.renewal_waits {
                         // The page is of the first plan; the second one says that it was no mistake to ask for it.
@@ -93,40 +111,39 @@ impl Engine {
                 }
                 Err(Trouble::Stale) => {}
                 Err(Trouble::Error(error)) => return Err(error),
+                Err(Trouble::MoreRoom(_)) => unreachable!("a draft that needs more room takes it"),
             }
         }
         tracing::error!("stored bytes of a stream that exists are missing");
         Err(Unavailable::ReadFailed.into())
     }
 
-    async fn fill(&self, draft: &mut Draft, regions: Vec<Region>) -> Result<(), Trouble> {
+    /// The same regions, with what an ancestor's shard says of it in place of each that is an ancestor's. All are asked
+    /// before anything is read: whoever has taken room for what it reads must not wait for others.
+    async fn own_regions(&self, regions: Vec<Region>, page_end: u64) -> Result<Vec<Region>, ReadError> {
+        if !regions.iter().any(|region| matches!(region.place, Place::Ancestor(_))) {
+            return Ok(regions);
+        }
+        let mut own = Vec::with_capacity(regions.len() + 1);
         for region in regions {
-            let end = region.to;
-            match region.place {
-                Place::Ancestor(ancestor) => {
-                    let request = SpanRequest {
-                        stream: ancestor.id,
-                        from: region.from,
-                        to: region.to,
-                        bytes_max: usize::try_from(draft.page_end - region.from).unwrap_or(usize::MAX),
-                        check_start: region.check_start,
-                    };
-                    let own = self.ask(ancestor.shard.into(), |reply| Request::Span(request, reply)).await?;
-                    for region in own {
-                        let end = region.to;
-                        draft.add(region).await?;
-                        if draft.end < end {
-                            break;
-                        }
-                    }
-                }
-                Place::Memory(_) | Place::Disk(..) => draft.add(region).await?,
-            }
-            if draft.end < end {
+            let Place::Ancestor(ancestor) = region.place else {
+                own.push(region);
+                continue;
+            };
+            let request = SpanRequest {
+                stream: ancestor.id,
+                from: region.from,
+                to: region.to,
+                bytes_max: usize::try_from(page_end - region.from).unwrap_or(usize::MAX),
+                check_start: region.check_start,
+            };
+            own.extend(self.ask(ancestor.shard.into(), |reply| Request::Span(request, reply)).await?);
+            // It gives less than it was asked for if the page ends there.
+            if own.last().is_none_or(|last| last.to < region.to) {
                 break;
             }
         }
-        Ok(())
+        Ok(own)
     }
 
     /// Finds out where a fork begins, which asks for `content_type`. Its source cannot change below that point
@@ -169,8 +186,7 @@ impl Engine {
             self.page(shard, Target::Id(id), RequestedOffset::At(at), 1).await?;
         }
         while left > 0 {
-            let page =
-                self.page(shard, Target::Id(id), RequestedOffset::At(at), WINDOW_BYTES as usize).await?;
+            let page = self.page(shard, Target::Id(id), RequestedOffset::At(at), FORK_PAGE_BYTES).await?;
             let (bytes, messages) = json::skip_messages(&page.data.concat(), left);
             if messages == 0 {
                 return Err(ReadError::InvalidOffset);
@@ -185,7 +201,57 @@ impl Engine {
     }
 }
 
-impl Draft {
+impl<'a> Draft<'a> {
+    fn new(budget: &'a ReadBudget, start: u64, page_end: u64, json: bool) -> Self {
+        Self {
+            budget,
+            room: None,
+            foreseen: 0,
+            patience_ends: None,
+            data: Vec::new(),
+            end: start,
+            page_end,
+            json,
+        }
+    }
+
+    /// Puts the page together. No region is an ancestor's: lineages are flat, and ancestors were asked.
+    async fn fill(&mut self, regions: Vec<Region>) -> Result<(), Trouble> {
+        self.foreseen = regions.iter().map(|region| self.bytes_from_disk(region)).sum();
+        if self.foreseen > 0 {
+            self.take_room(self.foreseen).await?;
+        }
+        for region in regions {
+            let region_end = region.to;
+            self.add(region).await?;
+            if self.end < region_end {
+                break;
+            }
+        }
+        // What was taken and not needed.
+        self.room = None;
+        Ok(())
+    }
+
+    /// What reading a region takes, unless a message turns out to be larger than a page.
+    fn bytes_from_disk(&self, region: &Region) -> u64 {
+        if !matches!(region.place, Place::Disk(..)) {
+            return 0;
+        }
+        let bytes = region.to.min(self.page_end).saturating_sub(region.from);
+        let is_first = self.data.is_empty() && region.from == self.end;
+        if self.json && is_first { bytes.max(WINDOW_BYTES) } else { bytes }
+    }
+
+    async fn take_room(&mut self, bytes: u64) -> Result<(), Trouble> {
+        // Given back first: holding some while waiting for more is how everybody would wait for everybody.
+        self.room = None;
+        let deadline = *self.patience_ends.get_or_insert_with(|| Instant::now() + read_budget::WAIT);
+        let room = self.budget.take(bytes, deadline).await;
+        self.room = Some(room.map_err(|full| Trouble::Error(full.into()))?);
+        Ok(())
+    }
+
     /// Adds what fits of a region. The end stays before the region's if not all of it fits.
     async fn add(&mut self, region: Region) -> Result<(), Trouble> {
         match region.place {
@@ -195,9 +261,10 @@ impl Draft {
                 self.data.extend(data);
                 self.end = region.to;
             }
-            Place::Disk(reader, stream) => {
-                let wanted = DiskRead {
-                    reader,
+            Place::Disk(ref reader, stream) => {
+                let mut room_bytes = self.bytes_from_disk(&region);
+                let wanted = Arc::new(DiskRead {
+                    reader: reader.clone(),
                     stream,
                     from: region.from,
                     to: region.to,
@@ -205,16 +272,43 @@ impl Draft {
                     first: self.data.is_empty(),
                     json: self.json,
                     check_start: region.check_start,
-                };
-                let read = tokio::task::spawn_blocking(move || wanted.run()).await;
-                let (data, end) = read.map_err(|_| Trouble::Error(Unavailable::ReadFailed.into()))??;
-                self.data.extend(data);
-                self.end = end;
+                });
+                loop {
+                    match self.read(&wanted, room_bytes).await {
+                        Err(Trouble::MoreRoom(bytes)) => {
+                            assert!(
+                                self.data.is_empty(),
+                                "only a page's first message may take more than foreseen"
+                            );
+                            self.take_room(bytes.max(self.foreseen)).await?;
+                            room_bytes = bytes;
+                        }
+                        outcome => return outcome,
+                    }
+                }
             }
-            Place::Ancestor(_) => {
-                unreachable!("an ancestor's own bytes are in RAM or on disk: lineages are flat")
-            }
+            Place::Ancestor(_) => unreachable!("ancestors were asked before"),
         }
+        Ok(())
+    }
+
+    async fn read(&mut self, wanted: &Arc<DiskRead>, room_bytes: u64) -> Result<(), Trouble> {
+        let mut room = self.room.take().expect("room is taken for every region that is on disk");
+        let blocks = Blocks::with_capacity(room_bytes);
+        let turn = self.budget.turn().await;
+        let wanted = wanted.clone();
+        // Room and turn go along: reading goes on even if nobody waits for it any more.
+        let reading = tokio::task::spawn_blocking(move || {
+            let outcome = wanted.run(blocks, room_bytes);
+            (turn, outcome.map(|(blocks, end)| (room.hold(blocks), end, room)))
+        });
+        let (turn, outcome) = reading.await.map_err(|_| Trouble::Error(Unavailable::ReadFailed.into()))?;
+        // Only now, so that the next read finds a thread that is free again.
+        drop(turn);
+        let (data, end, room) = outcome?;
+        self.data.extend(data);
+        self.end = end;
+        self.room = Some(room);
         Ok(())
     }
 }
@@ -233,19 +327,22 @@ struct DiskRead {
 }
 
 impl DiskRead {
-    fn run(self) -> Result<(Vec<Bytes>, u64), Trouble> {
+    /// Fills `blocks` and says where they end. Has no more than `room_bytes` in hand at any time.
+    fn run(&self, mut blocks: Blocks, room_bytes: u64) -> Result<(Blocks, u64), Trouble> {
         if self.json && self.check_start {
-            self.check_start()?;
+            self.check_start(room_bytes)?;
         }
-        let end = self.end()?;
-        let data = if end > self.from { self.reader.read(self.stream, self.from, end)? } else { Vec::new() };
-        Ok((data, end))
+        let end = self.end(room_bytes)?;
+        if end > self.from {
+            self.reader.read(self.stream, self.from, end, &mut |piece| blocks.push(piece))?;
+        }
+        Ok((blocks, end))
     }
 
-    fn check_start(&self) -> Result<(), Trouble> {
+    fn check_start(&self, room_bytes: u64) -> Result<(), Trouble> {
         let known = self.reader.boundary_at_or_before(self.stream, self.from)?;
         if known < self.from {
-            let bytes = self.reader.read(self.stream, known, self.from)?.concat();
+            let bytes = self.piece(known, self.from, room_bytes)?;
             if !json::is_boundary(&bytes, bytes.len()) {
                 return Err(Trouble::Error(ReadError::InvalidOffset));
             }
@@ -254,7 +351,7 @@ impl DiskRead {
     }
 
     /// Where the page ends within this region.
-    fn end(&self) -> Result<u64, Trouble> {
+    fn end(&self, room_bytes: u64) -> Result<u64, Trouble> {
         if self.to <= self.page_end {
             return Ok(self.to);
         }
@@ -269,7 +366,7 @@ impl DiskRead {
         let mut window = WINDOW_BYTES.max(self.page_end - self.from);
         loop {
             let to = self.to.min(self.from + window);
-            let bytes = self.reader.read(self.stream, self.from, to)?.concat();
+            let bytes = self.piece(self.from, to, room_bytes)?;
             let floor = json::floor_boundary(&bytes, (self.page_end - self.from) as usize);
             if floor > 0 {
                 return Ok(self.from + floor as u64);
@@ -285,6 +382,16 @@ impl DiskRead {
             }
             window *= 2;
         }
+    }
+
+    /// Bytes to look at, in one piece.
+    fn piece(&self, from: u64, to: u64, room_bytes: u64) -> Result<Vec<u8>, Trouble> {
+        if to - from > room_bytes {
+            return Err(Trouble::MoreRoom(to - from));
+        }
+        let mut bytes = Vec::with_capacity((to - from) as usize);
+        self.reader.read(self.stream, from, to, &mut |piece| bytes.extend_from_slice(piece))?;
+        Ok(bytes)
     }
 }
 

@@ -28,8 +28,9 @@ const INLINE_JSON_BYTES_MAX: usize = 256 * 1024;
 /// Least speed of a body that takes long, in bytes a second on average: else a few clients that send a byte now and
 /// then could keep the budget from everybody else.
 const BYTES_PER_SEC_MIN: u64 = 32 * 1024;
-/// Room that is made at once for a body of declared length; longer ones grow as they come.
-const FIRST_ROOM_BYTES_MAX: u64 = 1024 * 1024;
+/// Room that is made at once for a body of declared length; longer ones grow as they come. Little, because room may be
+/// resident before anything is in it (allocators use huge pages), and only what has come counts against the budget.
+const FIRST_ROOM_BYTES_MAX: u64 = 64 * 1024;
 /// A body that nobody asked for is read and dropped up to this size, so that its connection stays in use.
 const DISCARDED_BYTES_MAX: usize = 64 * 1024;
 /// Time such a body may take altogether.

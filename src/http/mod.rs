@@ -48,3 +48,10 @@ pub use router::{DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready
 /// `Location` of a created stream unless `http.public_origin` is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionScheme(pub &'static str);
+
+/// In the extensions of a request: it has no `Host`, or several, where RFC 9112 section 3.2 asks for one, and is refused
+/// whatever it asks for.
+///
+/// Our own server judges that, which sees requests as they were sent. The router alone may be driven without HTTP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotOneHost;

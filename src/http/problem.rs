@@ -378,7 +378,7 @@ impl From<Full> for Problem {
 impl From<Unavailable> for Problem {
     fn from(cause: Unavailable) -> Self {
         match cause {
-            Unavailable::Overloaded | Unavailable::ShuttingDown => {
+            Unavailable::Overloaded | Unavailable::ReadBufferFull | Unavailable::ShuttingDown => {
                 Self::new(Code::Unavailable, cause.to_string())
             }
             Unavailable::CommitFailed | Unavailable::Recovering => {
@@ -477,6 +477,7 @@ mod tests {
             (Problem::method_not_allowed("GET, HEAD"), "allow", "GET, HEAD"),
             (Problem::new(Code::UnsupportedEncoding, ""), "accept-encoding", "identity"),
             (Unavailable::Overloaded.into(), "retry-after", "1"),
+            (Unavailable::ReadBufferFull.into(), "retry-after", "1"),
         ] {
             assert_eq!(header(problem, name).await.as_deref(), Some(value), "{name}");
         }

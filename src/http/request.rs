@@ -11,12 +11,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use bytes::Bytes;
 
 use crate::engine::api::{ForkRequest, ProducerTag};
-use crate::http::ConnectionScheme;
 use crate::http::headers::{
     PRODUCER_EPOCH, PRODUCER_ID, PRODUCER_SEQ, SENT_ONCE, STREAM_CLOSED, STREAM_EXPIRES_AT,
     STREAM_FORK_OFFSET, STREAM_FORK_SUB_OFFSET, STREAM_FORKED_FROM, STREAM_SEQ, STREAM_TTL,
 };
 use crate::http::problem::{Code, Problem};
+use crate::http::{ConnectionScheme, NotOneHost};
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::{Lifetime, parse_expires_at, parse_ttl};
 use crate::protocol::name::{NameLimits, StreamName, Target, parse_path};
@@ -38,6 +38,7 @@ pub(super) struct Call<'a> {
     pub(super) path: &'a str,
     pub(super) query: Option<&'a str>,
     scheme: &'static str,
+    has_one_host: bool,
 }
 
 impl<'a> Call<'a> {
@@ -52,6 +53,7 @@ impl<'a> Call<'a> {
             path: parts.uri.path(),
             query: parts.uri.query(),
             scheme,
+            has_one_host: parts.extensions.get::<NotOneHost>().is_none(),
         }
     }
 
@@ -85,6 +87,14 @@ impl<'a> Call<'a> {
             Some(authority) => Some(authority.as_str()),
             None => self.headers.get(HOST)?.to_str().ok(),
         }
+    }
+
+    /// Refuses what the server that took the request says about its `Host`, before anything else is looked at.
+    pub(super) fn check_host(&self) -> Result<(), Problem> {
+        if self.has_one_host {
+            return Ok(());
+        }
+        Err(Problem::bad_request("a request has the header Host, and has it once"))
     }
 
     /// Refuses a malformed `Host`, and headers sent twice that may be sent once.

@@ -196,6 +196,7 @@ async fn exchange(app: &App, request: Request) -> Response {
 
 /// Steps 1, 2 and the beginning of 4 of `protocol.md` §4; the rest is the method's own.
 async fn dispatch(app: &App, call: &Call<'_>, upload: &mut Upload) -> Result<Response, Problem> {
+    call.check_host()?;
     if call.method == Method::OPTIONS {
         return Ok(preflight());
     }

@@ -13,14 +13,14 @@ use axum::Router;
 use axum::body::Body as AxumBody;
 use axum::routing::future::RouteFuture;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower::Service as _;
 
 use super::connection_state::ConnectionState;
 use super::raw_response::RawResponses;
-use crate::http::ConnectionScheme;
+use crate::http::{ConnectionScheme, NotOneHost};
 
 /// Largest piece of an HTTP/2 response that is given to the transport at a time. What was given waits for the peer
 /// where the sweep does not see it, so it has to be little; it is also one frame's default size.
@@ -35,7 +35,7 @@ pub(super) struct ConnectionService {
     responses: Rc<RawResponses>,
     /// Said to the router unless it is the one that it assumes.
     scheme: Option<ConnectionScheme>,
-    paced: bool,
+    is_http2: bool,
 }
 
 impl ConnectionService {
@@ -48,7 +48,7 @@ impl ConnectionService {
         is_http2: bool,
     ) -> Self {
         let scheme = is_tls.then_some(ConnectionScheme("https"));
-        Self { router: RefCell::new(router), state, responses, scheme, paced: is_http2 }
+        Self { router: RefCell::new(router), state, responses, scheme, is_http2 }
     }
 }
 
@@ -63,8 +63,26 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if let Some(scheme) = self.scheme {
             request.extensions_mut().insert(scheme);
         }
+        if !self.is_http2 && !has_one_host(request.version(), request.headers()) {
+            request.extensions_mut().insert(NotOneHost);
+        }
         let route = self.router.borrow_mut().call(request);
-        Answer { route, in_flight: Some(in_flight), responses: Rc::clone(&self.responses), paced: self.paced }
+        Answer {
+            route,
+            in_flight: Some(in_flight),
+            responses: Rc::clone(&self.responses),
+            paced: self.is_http2,
+        }
+    }
+}
+
+/// What RFC 9112 section 3.2 asks of a request: never several `Host`, and from HTTP/1.1 on not none either. In HTTP/2
+/// `:authority` takes its place.
+fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match hosts.next() {
+        None => version < Version::HTTP_11,
+        Some(_) => hosts.next().is_none(),
     }
 }
 

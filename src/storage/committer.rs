@@ -19,7 +19,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 
-use super::{ColdReader, CommitLog, Group, OpenLog, Recovered, StorageError};
+use super::{ColdReader, CommitLog, DiskUse, Group, OpenLog, Recovered, RoomWatch, StorageError};
 
 /// Most bytes of frames and payload taken into one commit, give or take one group: bounds how long the first group of a
 /// batch waits for the others.
@@ -28,20 +28,25 @@ const COMMIT_BYTES_MAX: usize = 4 << 20;
 const RECLAIM_AFTER_COMMITS: usize = 64;
 /// … or after this many bytes, so that removed streams free their disk under load too.
 const RECLAIM_AFTER_BYTES: usize = 8 << 20;
+/// Pauses between attempts to open that fail.
 const REOPEN_DELAY_MIN: Duration = Duration::from_millis(50);
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(5);
+/// Pauses before the next write when opening works and writing does not, lest such a disk be hammered. The log is open
+/// meanwhile, so readers do not wait.
+const WRITE_DELAY_MIN: Duration = Duration::from_millis(50);
+const WRITE_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// What the commit thread reports to its shard, in this order for each failure: `Failed`, any number of `ReopenFailed`,
 /// `Reopened`. `Closed` is the last report ever.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// All groups up to and including number `through` are durable. Comes after each commit, and again when reclaim
-    /// changed how much disk is taken: a shard whose disk is full has no commits to learn that from.
+    /// All groups up to and including number `through` are durable. Comes after each commit, and again when something
+    /// else changed how much disk is taken or free: a shard whose disk is full has no commits to learn that from.
     Durable {
         /// Number of the last group of the last commit; 0, which no group has, before the first one of this process.
         through: u64,
-        /// Bytes of disk that the shard takes.
-        disk_bytes: u64,
+        /// What the shard takes of its disk, and may take.
+        disk: DiskUse,
     },
     /// A commit, or the reclaim of removed payload, failed. Groups not reported durable are lost or not: only `Reopened`
     /// tells.
@@ -55,6 +60,8 @@ pub(crate) enum Completion {
         recovered: Recovered,
         /// Its read side.
         reader: Arc<dyn ColdReader>,
+        /// What it takes of its disk, and may take.
+        disk: DiskUse,
     },
     /// The log could not be opened again yet; the thread goes on trying.
     ReopenFailed {
@@ -82,7 +89,7 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread of shard number `shard` on `log`, which `opener` opened.
+    /// Starts the thread of shard number `shard` on `log`, which `opener` opened and `watch` has looked at.
     ///
     /// # Errors
     /// If the operating system gives no thread.
@@ -90,10 +97,11 @@ impl Committer {
         shard: usize,
         opener: Arc<dyn OpenLog>,
         log: Box<dyn CommitLog>,
+        watch: RoomWatch,
         report: Report,
     ) -> io::Result<Self> {
         let (sender, orders) = unbounded();
-        let reported_disk_bytes = log.disk_bytes();
+        let reported_disk = DiskUse { taken: log.disk_bytes(), room: watch.room() };
         let worker = Worker {
             shard,
             opener,
@@ -101,9 +109,10 @@ impl Committer {
             report,
             orders,
             durable_through: 0,
-            reported_disk_bytes,
+            watch,
+            reported_disk,
             failures: 0,
-            reopen_delay: Duration::ZERO,
+            write_delay: Duration::ZERO,
             may_reclaim: true,
             commits_since_reclaim: 0,
             bytes_since_reclaim: 0,
@@ -141,11 +150,11 @@ struct Worker {
     orders: Receiver<Order>,
     /// Number of the last group that this thread committed.
     durable_through: u64,
-    reported_disk_bytes: u64,
+    watch: RoomWatch,
+    reported_disk: DiskUse,
     failures: u64,
-    /// Pause before the next attempt to open. Back to zero only when something was written: a disk on which opening
-    /// works and writing does not is not hammered either.
-    reopen_delay: Duration,
+    /// Pause after the next reopening. Back to zero when something was written.
+    write_delay: Duration,
     /// Whether removed streams may have left something behind.
     may_reclaim: bool,
     commits_since_reclaim: usize,
@@ -174,7 +183,8 @@ impl Worker {
         report(Completion::Closed);
     }
 
-    /// The next order; until there is one, reclaims. `None` = there will not be any.
+    /// The next order; until there is one, reclaims, and then looks for room if that is scarce. `None` = there will not be
+    /// any.
     fn next_order(&mut self) -> Option<Order> {
         while self.may_reclaim && !self.closing {
             match self.orders.try_recv() {
@@ -183,7 +193,30 @@ impl Worker {
                 Err(TryRecvError::Empty) => self.reclaim(),
             }
         }
-        if self.closing { None } else { self.orders.recv().ok() }
+        while !self.closing {
+            let Some(pause) = self.watch.pause() else { return self.orders.recv().ok() };
+            match self.orders.recv_timeout(pause) {
+                Ok(order) => return Some(order),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(log) = &self.log {
+                        self.watch.look(&**log);
+                    }
+                    self.report_disk();
+                }
+            }
+        }
+        None
+    }
+
+    /// Says what the log takes of its disk and may take, if that has changed.
+    fn report_disk(&mut self) {
+        let Some(log) = &self.log else { return };
+        let disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
+        if disk != self.reported_disk {
+            self.reported_disk = disk;
+            (self.report)(Completion::Durable { through: self.durable_through, disk });
+        }
     }
 
     /// Everything that queued up behind `first`, as far as it fits into one commit, and its bytes.
@@ -217,9 +250,10 @@ impl Worker {
         match guarded(|| log.commit(&mut groups)) {
             Ok(()) => {
                 self.durable_through = through;
-                self.reported_disk_bytes = log.disk_bytes();
-                (self.report)(Completion::Durable { through, disk_bytes: self.reported_disk_bytes });
-                self.reopen_delay = Duration::ZERO;
+                self.watch.wrote(bytes, &**log);
+                self.reported_disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
+                (self.report)(Completion::Durable { through, disk: self.reported_disk });
+                self.write_delay = Duration::ZERO;
                 self.may_reclaim |= groups.iter().any(removes_streams);
                 self.commits_since_reclaim += 1;
                 self.bytes_since_reclaim += bytes;
@@ -235,11 +269,9 @@ impl Worker {
         match guarded(|| log.reclaim()) {
             Ok(more) => {
                 self.may_reclaim = more;
-                let disk_bytes = log.disk_bytes();
-                if disk_bytes != self.reported_disk_bytes {
-                    self.reported_disk_bytes = disk_bytes;
-                    (self.report)(Completion::Durable { through: self.durable_through, disk_bytes });
-                }
+                // The last step tells what all of it brought.
+                self.watch.wrote(if more { 0 } else { usize::MAX }, &**log);
+                self.report_disk();
             }
             Err(error) => self.fail(&error),
         }
@@ -249,18 +281,26 @@ impl Worker {
         self.failures += 1;
         (self.report)(Completion::Failed { error: error.to_string() });
         close_log(self.log.take());
+        if matches!(error, StorageError::DiskFull(_)) {
+            self.watch.ran_out();
+        }
+        let mut reopen_delay = Duration::ZERO;
         while !self.closing {
-            self.drop_orders_for(self.reopen_delay);
+            self.drop_orders_for(reopen_delay);
             if self.closing {
                 return;
             }
-            self.reopen_delay = (self.reopen_delay * 2).clamp(REOPEN_DELAY_MIN, REOPEN_DELAY_MAX);
+            reopen_delay = (reopen_delay * 2).clamp(REOPEN_DELAY_MIN, REOPEN_DELAY_MAX);
             match guarded(|| self.opener.open(self.shard)) {
                 Ok((log, recovered)) => {
                     let reader = log.reader();
+                    self.watch.look(&*log);
+                    self.reported_disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
                     self.log = Some(log);
                     self.may_reclaim = true;
-                    (self.report)(Completion::Reopened { recovered, reader });
+                    (self.report)(Completion::Reopened { recovered, reader, disk: self.reported_disk });
+                    thread::sleep(self.write_delay);
+                    self.write_delay = (self.write_delay * 2).clamp(WRITE_DELAY_MIN, WRITE_DELAY_MAX);
                     return;
                 }
                 Err(error) => (self.report)(Completion::ReopenFailed { error: error.to_string() }),

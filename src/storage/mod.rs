@@ -12,6 +12,7 @@
 //! * `record`: a stream's checkpointed state, byte for byte.
 //! * `tail`: the recent bytes of a stream in RAM.
 //! * `committer`: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
+//! * `room`: what room there is on the disk, and when the commit thread looks.
 //! * [`acid`]: journal, records and settled payload in one redb database per shard.
 //!
 //! Storage knows stream ids, positions and opaque bytes. It knows no protocol rules and no runtime.
@@ -21,11 +22,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use room::{DiskRoom, FreeSpaceProbe};
+pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
+
 pub mod acid;
 pub(crate) mod codec;
 pub(crate) mod committer;
 pub(crate) mod frame;
 pub(crate) mod record;
+mod room;
 pub(crate) mod tail;
 
 /// One unit of durability: everything a shard accepted since its previous group.
@@ -102,6 +107,8 @@ pub trait CommitLog: Send {
     fn reader(&self) -> Arc<dyn ColdReader>;
     /// Bytes of disk in use: less than the files take once something was removed, as its room is used again.
     fn disk_bytes(&self) -> u64;
+    /// Room on the disk. Asks the file system: not for every commit. `None` = there is no disk, or nobody can tell.
+    fn disk_room(&self) -> Option<DiskRoom>;
 }
 
 /// Opens shards: at start, and again after a failed commit.
@@ -112,10 +119,21 @@ pub trait OpenLog: Send + Sync + fmt::Debug {
 
 /// The read side of one shard's settled payload. Blocks on disk: never call it on a core thread.
 pub trait ColdReader: Send + Sync + fmt::Debug {
-    /// Settled bytes `from..to` of a stream, in order. [`StorageError::Missing`] if any of them is not there.
-    fn read(&self, stream: u64, from: u64, to: u64) -> Result<Vec<Bytes>, StorageError>;
+    /// Hands the settled bytes `from..to` of a stream to `take`, in order and in pieces of any size.
+    /// [`StorageError::Missing`] if any of them is not there; what was handed out before is of no use then.
+    fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError>;
     /// The greatest position at or below `position` that is known to be a message boundary.
     fn boundary_at_or_before(&self, stream: u64, position: u64) -> Result<u64, StorageError>;
+}
+
+#[cfg(test)]
+impl dyn ColdReader + '_ {
+    /// [`Self::read`] into one piece.
+    pub(crate) fn read_whole(&self, stream: u64, from: u64, to: u64) -> Result<Vec<u8>, StorageError> {
+        let mut whole = Vec::new();
+        self.read(stream, from, to, &mut |piece| whole.extend_from_slice(piece))?;
+        Ok(whole)
+    }
 }
 
 /// Why storage failed.
@@ -134,6 +152,9 @@ pub enum StorageError {
     /// The data directory was made for something else.
     #[error("{0}")]
     Layout(String),
+    /// A write found no room on the disk, or more than a quota allows.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
     /// The operating system said no.
     #[error("{context}: {source}")]
     Io {

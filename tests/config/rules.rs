@@ -13,6 +13,7 @@ fn companions(name: &str) -> &'static [(&'static str, &'static str)] {
             &[("DS_LIMITS__MAX_BUFFERED_BODY_BYTES", "1GiB"), ("DS_LIMITS__MAX_STAGED_BYTES", "1GiB")]
         }
         "limits.max_buffered_body_bytes" | "limits.max_staged_bytes" => &[("DS_LIMITS__MAX_BODY_BYTES", "1")],
+        "limits.max_read_buffer_bytes" => &[("DS_LIMITS__READ_PAGE_BYTES", "1")],
         "tls.handshake_timeout_secs" => &[("DS_TLS__CERT_PATH", "c"), ("DS_TLS__KEY_PATH", "k")],
         _ => &[],
     }
@@ -279,6 +280,18 @@ fn a_body_that_could_never_be_taken_is_refused() {
         text.starts_with("built-in default: limits.max_body_bytes = 16777216: must not exceed"),
         "{text}"
     );
+}
+
+#[test]
+fn a_page_that_exceeds_what_all_pages_share_is_refused() {
+    let text =
+        env(&[("DS_LIMITS__READ_PAGE_BYTES", "2000"), ("DS_LIMITS__MAX_READ_BUFFER_BYTES", "1999")]).error();
+    let rule = "must not exceed limits.max_read_buffer_bytes (1999), which pages share";
+    assert_eq!(text, format!("DS_LIMITS__READ_PAGE_BYTES: limits.read_page_bytes = \"2000\": {rule}"));
+    env(&[("DS_LIMITS__READ_PAGE_BYTES", "2000"), ("DS_LIMITS__MAX_READ_BUFFER_BYTES", "2000")])
+        .load()
+        .unwrap();
+    env(&[("DS_LIMITS__MAX_READ_BUFFER_BYTES", "1MiB")]).load().unwrap_err();
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod commits;
 mod forks;
 mod limits;
 mod recovery;
+mod room;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -51,13 +52,22 @@ impl Machine {
     }
 
     fn configured(shards: usize, seed: u64, configure: impl FnOnce(&mut Config)) -> Self {
+        Self::with_options(shards, seed, EngineOptions::default(), configure)
+    }
+
+    fn with_options(
+        shards: usize,
+        seed: u64,
+        options: EngineOptions,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config::default();
         config.storage.acid_shard_count = Some(shards);
         config.storage.cache_bytes = 1 << 20;
         configure(&mut config);
         let disks = Arc::new(Disks::new(shards, seed));
         let clock = Clock::manual(START_MS);
-        let store = open(&config, &disks, &clock);
+        let store = open_with(&config, &disks, &clock, options);
         Self { config, disks, clock, store }
     }
 
@@ -158,7 +168,11 @@ impl Machine {
 }
 
 fn open(config: &Config, disks: &Disks, clock: &Clock) -> Arc<AcidStorage> {
-    let options = EngineOptions::default().with_clock(clock.clone()).with_backend(disks.factory());
+    open_with(config, disks, clock, EngineOptions::default())
+}
+
+fn open_with(config: &Config, disks: &Disks, clock: &Clock, options: EngineOptions) -> Arc<AcidStorage> {
+    let options = options.with_clock(clock.clone()).with_backend(disks.factory());
     Arc::new(AcidStorage::open_with(config, &options).expect("the disks work"))
 }
 

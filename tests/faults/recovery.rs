@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use durable_streams_server::engine::api::{
-    AppendError, LookupError, LookupRefusal, ReadError, Storage, Unavailable,
+    AppendError, Body, CreateRequest, LookupError, LookupRefusal, ReadError, Storage, Unavailable,
 };
+use durable_streams_server::protocol::content_type::ContentType;
+use durable_streams_server::protocol::json::parse_body;
+use durable_streams_server::protocol::lifetime::Lifetime;
 use durable_streams_server::protocol::offset::RequestedOffset;
 use futures_util::future::join_all;
 
@@ -140,6 +145,44 @@ async fn a_read_that_renews_a_window_is_answered_when_the_renewal_is_durable() {
 }
 
 #[tokio::test]
+async fn a_live_read_whose_start_is_looked_up_on_disk_waits_for_its_renewal_too() {
+    let mut machine = Machine::configured(1, 29, |config| {
+        config.storage.journal_bytes = 300;
+        config.limits.max_memory_bytes = 0;
+    });
+    let messages = Bytes::from_static(b"[1,2,3]");
+    let creation = CreateRequest {
+        name: stream("s"),
+        content_type: Some(ContentType::parse(b"application/json").unwrap()),
+        lifetime: Some(Lifetime::Ttl { seconds: 100 }),
+        closed: false,
+        body: Body { json: Some(parse_body(&messages, 8)), raw: messages },
+        fork: None,
+    };
+    within(machine.store.create(creation)).await.unwrap();
+    machine.create("filler").await.unwrap();
+    for _ in 0..20 {
+        machine.append("filler", vec![b'x'; 100]).await.unwrap();
+    }
+    machine.crash().await;
+    machine.clock.advance(Duration::from_secs(90));
+    machine.disks.stall_syncs();
+    let subscription = tokio::spawn({
+        let store = machine.store.clone();
+        async move { store.subscribe(stream("s"), RequestedOffset::At(2)).await.map(drop) }
+    });
+    hold_sync(&machine).await;
+    // Answered in order: by then the shard has heard all that the subscription has to say before it waits.
+    for _ in 0..10 {
+        assert_eq!(machine.tail("s").await, Ok(6));
+    }
+    assert!(!subscription.is_finished(), "its renewal is not durable");
+    machine.crash().await;
+    assert!(within(subscription).await.unwrap().is_err());
+    within(machine.store.shutdown()).await;
+}
+
+#[tokio::test]
 async fn a_crash_does_not_shorten_the_window_that_a_live_reader_holds_open() {
     let mut machine = Machine::start(1, 25);
     machine.create_with("s", None, Some(100)).await.unwrap();
@@ -158,6 +201,27 @@ async fn a_crash_does_not_shorten_the_window_that_a_live_reader_holds_open() {
     drop(reader);
     machine.clock.advance(Duration::from_secs(99));
     assert_eq!(machine.tail("s").await, Ok(1));
+    within(machine.store.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_crash_as_a_live_reader_leaves_shortens_no_window_though_storage_takes_its_time() {
+    let mut machine = Machine::start(1, 28);
+    machine.create_with("s", None, Some(100)).await.unwrap();
+    machine.create("other").await.unwrap();
+    let reader = within(machine.store.subscribe(stream("s"), RequestedOffset::Now)).await.unwrap();
+    machine.clock.advance(Duration::from_secs(20));
+    // What is due goes with the group of whatever comes next.
+    machine.append("other", "x").await.unwrap();
+    machine.disks.stall_syncs();
+    machine.clock.advance(Duration::from_secs(19));
+    hold_sync(&machine).await;
+    drop(reader);
+    // The reader's leaving has arrived by then.
+    assert_eq!(machine.tail("s").await, Ok(0));
+    machine.crash().await;
+    machine.clock.advance(Duration::from_millis(99_999));
+    assert_eq!(machine.tail("s").await, Ok(0), "its window began when the reader left");
     within(machine.store.shutdown()).await;
 }
 

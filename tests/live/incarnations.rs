@@ -68,7 +68,8 @@ enum Progress {
 
 #[test]
 fn readers_and_writers_of_an_old_incarnation_never_meet_the_new_one() {
-    in_each_mode(&[("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.2")], |server| {
+    let brief_polls = ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "0.2");
+    in_each_mode(&[&[brief_polls], &ENDLESS[..]].concat(), |server| {
         let (generation, is_over) = (&AtomicUsize::new(0), &AtomicBool::new(false));
         let (reports, progress) = mpsc::channel();
         thread::scope(|threads| {

@@ -6,6 +6,7 @@
 //! * `sse_text`: text, where payloads and code points are cut.
 //! * `sse_ends`: heartbeats, cursors, and how responses end.
 //! * `races`: readers against writers, closers and deleters; exactly-once delivery is counted.
+//! * `wakes`: what happens just before a reader waits.
 //! * `incarnations`: one name, deleted and created again under its readers and writers.
 
 #[path = "../support/mod.rs"]
@@ -18,6 +19,7 @@ mod sse;
 mod sse_ends;
 mod sse_text;
 mod tail;
+mod wakes;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,10 @@ use support::http::{Connection, PATIENCE, Response};
 
 /// Longer than any test waits for its reader to be woken, so that a wait never ends by itself.
 const LONG: (&str, &str) = ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "60");
+/// Event streams without end and without heartbeats: a reader that is not told what it waits for runs out of patience,
+/// where otherwise it would come back and learn it then.
+const ENDLESS: [(&str, &str); 2] =
+    [("DS_SERVER__SSE_RECONNECT_INTERVAL_SECS", "0"), ("DS_SERVER__SSE_HEARTBEAT_SECS", "0")];
 /// What must not come is waited for this long. A slow machine can only make a test that looks for it miss it.
 const SILENCE: Duration = Duration::from_millis(40);
 

@@ -184,9 +184,14 @@ const COLD: [(&str, &str); 3] = [
     ("DS_LIMITS__READ_PAGE_BYTES", "20000"),
 ];
 
+/// Nothing ends a wait but what is waited for.
+fn untimed() -> Vec<(&'static str, &'static str)> {
+    [&[LONG], &ENDLESS[..]].concat()
+}
+
 fn in_each_mode_and_cold(test: impl Fn(&ServerProcess)) {
-    in_each_mode(&[LONG], &test);
-    test(&start("acid", &[&COLD[..], &[LONG]].concat()));
+    in_each_mode(&untimed(), &test);
+    test(&start("acid", &[&COLD[..], &untimed()].concat()));
 }
 
 #[test]
@@ -266,7 +271,7 @@ fn large_appends_reach_readers_that_cannot_keep_up() {
 #[test]
 fn a_closure_reaches_every_waiting_reader_with_everything_before_it() {
     const ROUNDS: usize = 21;
-    in_each_mode(&[LONG], |server| {
+    in_each_mode(&untimed(), |server| {
         for round in 0..ROUNDS {
             let name = &*format!("round-{round}");
             let whole = race_readers(server, name, Kind::Text, || {
@@ -317,7 +322,7 @@ fn close_under_appends(server: &ServerProcess, name: &str) {
 #[test]
 fn a_deletion_ends_every_reader_behind_a_gapless_beginning() {
     const ROUNDS: usize = 24;
-    in_each_mode(&[LONG], |server| {
+    in_each_mode(&untimed(), |server| {
         for round in 0..ROUNDS {
             let name = &*format!("round-{round}");
             let is_forked = round % 2 == 1;

@@ -2,9 +2,11 @@
 //! can also say what no proper client would say.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use super::tls;
 
@@ -46,7 +48,20 @@ impl Origin {
 
     /// Opens a new connection.
     pub(crate) fn connect(&self) -> io::Result<Connection> {
-        let socket = TcpStream::connect(&self.authority)?;
+        self.connect_over(TcpStream::connect(&self.authority)?)
+    }
+
+    /// Opens a new connection on which the system buffers little of what is not read.
+    pub(crate) fn connect_narrow(&self) -> io::Result<Connection> {
+        let address: SocketAddr = self.authority.parse().expect("the server listens on an address");
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // Has to be said before the connection is made.
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(&address.into())?;
+        self.connect_over(socket.into())
+    }
+
+    fn connect_over(&self, socket: TcpStream) -> io::Result<Connection> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;

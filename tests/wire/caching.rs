@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, JSON, TEXT, in_each_mode, offset, path, start};
+use crate::service::{CLOSED, Caller, JSON, TEXT, in_each_mode, offset, path, start, start_in};
 use crate::support::ServerProcess;
 use crate::support::http::Response;
 use crate::support::sse::EventStream;
@@ -18,6 +18,7 @@ in_each_mode!(
     etag_changes_with_recreation_at_equal_length,
     known_etag_is_answered_304_with_the_stream_headers,
     if_none_match_is_a_list_of_tags_compared_weakly,
+    an_offset_inside_a_message_is_refused_whatever_tag_it_comes_with,
     freshness_depends_on_what_was_answered,
 );
 
@@ -101,6 +102,49 @@ fn known_etag_is_answered_304_with_the_stream_headers(server: &ServerProcess) {
                 assert_eq!(unchanged.header("Stream-Closed").is_some(), closed);
             }
             caller.post(name, &[CLOSED], "").expect_status(204);
+        }
+    }
+}
+
+fn an_offset_inside_a_message_is_refused_whatever_tag_it_comes_with(server: &ServerProcess) {
+    let mut caller = Caller::to(server);
+    refuse_forged_tags(&mut caller);
+}
+
+#[test]
+fn on_disk_too_an_offset_inside_a_message_is_refused_whatever_tag_it_comes_with() {
+    let cold = [("DS_LIMITS__MAX_MEMORY_BYTES", "1"), ("DS_STORAGE__JOURNAL_BYTES", "64KiB")];
+    let server = start_in("acid", &cold);
+    let mut caller = Caller::to(&server);
+    // What comes first is settled by what comes after it, on the same shard.
+    for index in 0..16 {
+        caller.create(&format!("filler-{index}"), TEXT, vec![b'x'; 32 << 10]);
+    }
+    refuse_forged_tags(&mut caller);
+}
+
+fn refuse_forged_tags(caller: &mut Caller) {
+    caller.create("a", JSON, r#"[1,"two, and more"]"#);
+    for index in 0..16 {
+        caller.create(&format!("later-{index}"), TEXT, vec![b'x'; 32 << 10]);
+    }
+    let content = r#"1,"two, and more","#;
+    for closed in [false, true] {
+        let tag = etag_of(caller, "a");
+        let end = format!(":{}:", content.len());
+        for start in 0..=content.len() {
+            let target = format!("a?offset={}", offset(start));
+            let forged = tag.replace(&format!(":0{end}"), &format!(":{start}{end}"));
+            assert_eq!(forged == tag, start == 0, "{tag} names where the page begins");
+            let answer = caller.get(&target, &[("If-None-Match", &forged)]);
+            if [0, 2, content.len()].contains(&start) {
+                answer.expect_status(304).expect_header("ETag", &forged);
+            } else {
+                answer.expect_refusal("INVALID_OFFSET");
+            }
+        }
+        if !closed {
+            caller.post("a", &[CLOSED], "").expect_status(204);
         }
     }
 }

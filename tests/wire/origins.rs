@@ -1,7 +1,9 @@
 //! Absolute URLs, and the `Host` they are made of: `protocol.md` §2.
 
-use crate::contract::Expectations;
-use crate::service::{Caller, MODES, TEXT, path, start, start_in};
+use std::io::Read;
+
+use crate::contract::{self, Expectations};
+use crate::service::{Caller, MODES, TEXT, answer_to, connect, path, start, start_in};
 
 #[test]
 fn location_begins_with_what_the_client_called_the_server() {
@@ -45,7 +47,7 @@ fn authority_of_the_target_goes_before_host() {
     let server = start(&[]);
     let target = "http://target.test:82/v1/stream/a";
     let request = format!("PUT {target} HTTP/1.1\r\nHost: other.test\r\nContent-Length: 0\r\n\r\n");
-    let created = crate::service::answer_to(&server, request).expect("there is an answer").expect_status(201);
+    let created = answer_to(&server, request).expect("there is an answer").expect_status(201);
     created.expect_header("Location", target);
 }
 
@@ -83,6 +85,47 @@ fn malformed_host_is_refused_and_changes_nothing() {
     }
     caller.put("new", &[("Host", "a"), ("Host", "a")], "").expect_refusal("BAD_REQUEST");
     caller.put("new", &[("Host", "a"), ("host", "b")], "").expect_refusal("BAD_REQUEST");
+    caller.assert_absent("new");
+    assert_eq!(caller.content("a"), "abc");
+}
+
+#[test]
+fn a_request_has_one_host_whatever_it_asks_for() {
+    let server = start(&[]);
+    let mut caller = Caller::to(&server);
+    caller.create("a", TEXT, "abc");
+    let absolute = format!("{}/v1/stream/a", server.url());
+    for (method, target) in [
+        ("GET", "/v1/stream/a"),
+        ("GET", &*absolute),
+        ("GET", "/v1/stream/a?offset=x"),
+        ("GET", "/v1/stream/__ds/x"),
+        ("PUT", "/v1/stream/new"),
+        ("POST", "/v1/stream/a"),
+        ("DELETE", "/v1/stream/a"),
+        ("PATCH", "/v1/stream/a"),
+        ("OPTIONS", "/v1/stream/a"),
+        ("OPTIONS", "*"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/elsewhere"),
+    ] {
+        for hosts in ["", "Host: a\r\nHost: a\r\n", "Host: a\r\nHOST: b\r\n", "Host:\r\nHost:\r\n"] {
+            let request = format!("{method} {target} HTTP/1.1\r\n{hosts}Content-Length: 1\r\n\r\nx");
+            let answer = answer_to(&server, request).expect("there is an answer");
+            let instance = if target == absolute { "/v1/stream/a" } else { target };
+            contract::check(&answer, method, instance);
+            answer.expect_refusal("BAD_REQUEST");
+        }
+    }
+    // HTTP/1.0 may do without; twice is wrong there too.
+    for (hosts, status) in [("", "200"), ("Host: a\r\n", "200"), ("Host: a\r\nHost: a\r\n", "400")] {
+        let mut connection = connect(&server);
+        connection.send_raw(format!("GET /healthz HTTP/1.0\r\n{hosts}\r\n").as_bytes()).expect("it is open");
+        let mut answer = String::new();
+        connection.socket().read_to_string(&mut answer).expect("the answer is text");
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+    }
     caller.assert_absent("new");
     assert_eq!(caller.content("a"), "abc");
 }

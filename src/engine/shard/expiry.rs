@@ -47,8 +47,10 @@ impl Wheel {
     }
 }
 
-/// Sliding windows that live readers hold open, and when storage has to hear of that again: what it knows of a window
-/// may lag behind by [`Entry::renewal_lag_ms`] and no more, or a crash would cut the window short.
+/// Sliding windows that live readers hold open, and when storage is told of that again: what it knows of a window may lag
+/// behind by [`Entry::renewal_lag_ms`] and no more, or a crash would cut the window short. A reader may leave at any
+/// instant, and nobody waits for the renewal that this is. So storage is told at half of that, which leaves the other half
+/// for it to become durable.
 #[derive(Debug, Default)]
 pub(super) struct HeldOpen {
     due: Wheel,
@@ -131,16 +133,16 @@ impl Shard {
             self.held_open.ids.remove(&id);
             if self.subscribers.get(&id).is_some_and(Subscribers::is_read) {
                 // Readers are told nothing by this, so a failure is the next opening's concern.
-                let _ = self.renew(id);
+                let _ = self.renew_beyond(id, early_lag_ms);
                 self.hold_open(id);
             }
         }
     }
 
-    /// When storage's idea of a sliding window lags so far behind a renewal at that moment that it has to be told.
+    /// When storage's idea of a sliding window lags so far behind a renewal at that moment that it is to be told.
     fn stored_renewal_due_ms(&self, id: u64) -> Option<i64> {
         let entry = self.entry(id).filter(|entry| !entry.ending)?;
-        Some(entry.stored_renewal_ms.saturating_add(entry.renewal_lag_ms()?))
+        Some(entry.stored_renewal_ms.saturating_add(early_lag_ms(entry.renewal_lag_ms()?)))
     }
 
     /// Starts the window of a sliding lifetime anew. Written down only when storage lags too far behind. Returns the
@@ -149,9 +151,14 @@ impl Shard {
     /// # Errors
     /// While the shard writes nothing, a renewal that would have to be written is not promised either.
     pub(super) fn renew(&mut self, id: u64) -> Result<u64, Unavailable> {
+        self.renew_beyond(id, |lag_ms| lag_ms)
+    }
+
+    /// As [`Self::renew`], where storage is told from that part of its greatest lag on.
+    fn renew_beyond(&mut self, id: u64, part: fn(i64) -> i64) -> Result<u64, Unavailable> {
         let now_ms = self.shared.clock.now_ms();
         let Some(entry) = self.streams.get_mut(&id) else { return Ok(0) };
-        let Some(lag_ms) = entry.renewal_lag_ms() else { return Ok(0) };
+        let Some(lag_ms) = entry.renewal_lag_ms().map(part) else { return Ok(0) };
         let is_kept = self.committer.is_none() || now_ms < entry.durable.renewal_ms.saturating_add(lag_ms);
         match self.phase {
             _ if is_kept => entry.state.renew(now_ms),
@@ -169,6 +176,11 @@ impl Shard {
         }
         Ok(0)
     }
+}
+
+/// Lag at which storage is told of a window that is held open. Milliseconds.
+fn early_lag_ms(lag_ms: i64) -> i64 {
+    (lag_ms / 2).max(1)
 }
 
 #[cfg(test)]

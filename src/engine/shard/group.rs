@@ -120,6 +120,7 @@ impl Shard {
                 self.settling.dirty.push_back((id, group.seq));
             }
             frame::encode(&mut group.frames, id, event);
+            self.note_staged_bytes();
         }
     }
 
@@ -151,7 +152,15 @@ impl Shard {
 
     /// The staged bytes leave no room for more.
     pub(super) fn is_overloaded(&self) -> bool {
-        self.staged_bytes + self.group.frames.len() as u64 > self.limits.staged_bytes_max
+        self.all_staged_bytes() > self.limits.staged_bytes_max
+    }
+
+    fn all_staged_bytes(&self) -> u64 {
+        self.staged_bytes + self.group.frames.len() as u64
+    }
+
+    fn note_staged_bytes(&self) {
+        self.shared.quotas.set_staged_bytes(self.index, self.all_staged_bytes());
     }
 
     /// Hands the open group down, if there is anything in it or anything to settle.
@@ -204,8 +213,8 @@ impl Shard {
     /// News from the commit thread.
     pub(crate) fn completed(&mut self, completion: Completion) {
         match completion {
-            Completion::Durable { through, disk_bytes } => {
-                self.shared.quotas.set_disk_bytes(self.index, disk_bytes);
+            Completion::Durable { through, disk } => {
+                self.shared.quotas.set_disk_use(self.index, disk);
                 self.durable_through(through);
             }
             Completion::Failed { error } => self.failed(&error),
@@ -213,8 +222,9 @@ impl Shard {
                 error!(shard = self.index, error, "the shard could not be reopened; trying again");
                 self.shared.set_health(self.index, Some(format!("shard {}: {error}", self.index)));
             }
-            Completion::Reopened { recovered, reader } => match self.reopened(recovered, reader) {
+            Completion::Reopened { recovered, reader, disk } => match self.reopened(recovered, reader) {
                 Ok(()) => {
+                    self.shared.quotas.set_disk_use(self.index, disk);
                     info!(shard = self.index, "the shard was reopened and takes writes again");
                     self.shared.set_health(self.index, None);
                 }
@@ -241,6 +251,7 @@ impl Shard {
             let group = self.submitted.pop_front().expect("it was just looked at");
             self.staged_bytes -= group.bytes;
             self.durable_group = group.seq;
+            self.note_staged_bytes();
             self.follow_through(group.outcome);
         }
     }
@@ -350,6 +361,7 @@ impl Shard {
         self.group.seq = open.seq + 1;
         let submitted = std::mem::take(&mut self.submitted);
         self.staged_bytes = 0;
+        self.note_staged_bytes();
         let outcomes = submitted.into_iter().map(|group| group.outcome).chain([open.outcome]);
         for outcome in outcomes {
             for effect in outcome.effects {

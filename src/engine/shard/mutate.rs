@@ -1,6 +1,6 @@
 //! Create, append, delete: decided by [`crate::stream`], staged here.
 
-use crate::engine::api::{AppendRequest, CreateError, CreateRequest, LookupRefusal, Unavailable};
+use crate::engine::api::{AppendRequest, CreateError, CreateRequest, Full, LookupRefusal, Unavailable};
 use crate::engine::request::{
     AppendAnswer, CreateAnswer, CreateStep, DeleteAnswer, ForkMail, PendingFork, Reply, Request,
 };
@@ -104,12 +104,30 @@ impl Shard {
             return Err(Unavailable::Overloaded.into());
         }
         let quotas = &self.shared.quotas;
+        let payload = creation.payload.len() as u64;
+        // A stream takes room even if it is empty.
+        self.check_disk(payload)?;
         quotas.take_stream()?;
-        if let Err(full) = quotas.take_bytes(creation.payload.len() as u64) {
+        if let Err(full) = quotas.take_bytes(payload) {
             quotas.release_streams(1);
             return Err(full.into());
         }
         Ok(creation)
+    }
+
+    /// Takes room for the content of an append. Without content it only closes, which must work on a full disk too.
+    fn take_room(&self, payload: u64) -> Result<(), Full> {
+        if payload > 0 {
+            self.check_disk(payload)?;
+        }
+        self.shared.quotas.take_bytes(payload)
+    }
+
+    fn check_disk(&self, payload: u64) -> Result<(), Full> {
+        if self.committer.is_none() {
+            return Ok(());
+        }
+        self.shared.quotas.check_disk(self.index, payload)
     }
 
     /// Gives back what [`Self::admit_creation`] took.
@@ -169,7 +187,7 @@ impl Shard {
                 self.answer(reply, Err(Unavailable::Overloaded.into()));
             }
             AppendDecision::Accept(append) => {
-                if let Err(full) = self.shared.quotas.take_bytes(append.payload.len() as u64) {
+                if let Err(full) = self.take_room(append.payload.len() as u64) {
                     return self.answer(reply, Err(full.into()));
                 }
                 let event = Event::Appended(append);

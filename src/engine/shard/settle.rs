@@ -13,6 +13,11 @@ use crate::storage::{Checkpoint, StreamCheckpoint, record};
 const PAYLOAD_BYTES_MIN: u64 = 256 * 1024;
 /// Streams settled per group, at least.
 const STREAMS_MIN: usize = 16;
+/// Part of the room on the disk that one group may settle content into, and that all journals may take: content of removed
+/// streams leaves the disk only with the journal that it is in, and settling needs room before it frees any.
+const PART_OF_ROOM: u64 = 4;
+/// Journal that a shard keeps, however little room there is; bytes.
+const JOURNAL_BYTES_MIN: u64 = 64 * 1024;
 /// Removed streams cleaned up per group.
 const REMOVALS_MAX: usize = 256;
 /// Notes on settled content beyond two for each stream that are let be.
@@ -67,7 +72,7 @@ impl Shard {
     /// What the open group should settle, if anything.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
         let group = self.group.seq;
-        let over_budget = self.settling.journal_bytes > self.limits.journal_bytes;
+        let over_budget = self.settling.journal_bytes > self.journal_budget();
         let durable = self.durable_group;
         let ended = self.settling.removed.iter().take(REMOVALS_MAX);
         let removals = ended.take_while(|(_, group)| *group <= durable).count();
@@ -92,15 +97,28 @@ impl Shard {
         Some(Checkpoint { streams, removed, trim_before, next_stream_id: self.next_stream_id })
     }
 
+    /// Journal size at which settling starts: what is configured, or less if the disk is small.
+    fn journal_budget(&self) -> u64 {
+        let room = self.shared.quotas.disk_room(self.index).saturating_add(self.settling.journal_bytes);
+        let share = room / PART_OF_ROOM / self.shared.mailboxes.len() as u64;
+        self.limits.journal_bytes.min(share.max(JOURNAL_BYTES_MIN))
+    }
+
     fn settle_streams(&mut self, group: u64) -> Vec<StreamCheckpoint> {
         let bytes_max = PAYLOAD_BYTES_MIN.max(2 * self.group.frames.len() as u64);
         let streams_max = STREAMS_MIN.max(2 * self.group.events);
+        let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
         let mut settled = Vec::new();
         let mut bytes = 0;
         while settled.len() < streams_max && bytes < bytes_max {
-            let Some((id, _)) = self.settling.dirty.pop_front() else { break };
+            let Some(&(id, _)) = self.settling.dirty.front() else { break };
             // Streams whose end is staged or durable are among the removed ones.
-            let Some(entry) = self.streams.get_mut(&id).filter(|entry| !entry.ending) else { continue };
+            let entry = self.streams.get_mut(&id).filter(|entry| !entry.ending);
+            if entry.as_ref().is_some_and(|entry| bytes + (entry.state.tail - entry.settled) > fitting) {
+                break;
+            }
+            self.settling.dirty.pop_front();
+            let Some(entry) = entry else { continue };
             entry.dirty = false;
             let start = entry.settled;
             let payload = entry.recent.pieces(start);

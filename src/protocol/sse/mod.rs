@@ -22,6 +22,8 @@ pub const HEARTBEAT: &[u8] = b":\n\n";
 const DATA_START: &[u8] = b"event: data\ndata:";
 const CONTROL_START: &[u8] = b"event: control\ndata:{\"streamNextOffset\":\"";
 const EVENT_END: &[u8] = b"\n\n";
+/// Room for the control event that follows data.
+const CONTROL_LEN_MAX: usize = 192;
 /// Bytes that are encoded at one time: a multiple of 3, so that no padding comes before the end.
 const BASE64_PIECE: usize = 3 * 1024;
 
@@ -64,7 +66,12 @@ pub struct Control {
 /// JSON has to be whole messages, each with its comma.
 pub fn write_data(out: &mut Vec<u8>, encoding: SseEncoding, stored: &[Bytes]) {
     let len: usize = stored.iter().map(Bytes::len).sum();
-    out.reserve(DATA_START.len() + EVENT_END.len() + len + len / 2 + 8);
+    // Exact for base64. Text grows with its lines, of which there usually are few; a longer one is copied once or twice.
+    let encoded_len = match encoding {
+        SseEncoding::Base64 => len.div_ceil(3) * 4,
+        SseEncoding::Json | SseEncoding::Text => len + len / 16,
+    };
+    out.reserve(DATA_START.len() + encoded_len + EVENT_END.len() + CONTROL_LEN_MAX);
     out.extend_from_slice(DATA_START);
     match encoding {
         SseEncoding::Json => write_json(out, stored, len),

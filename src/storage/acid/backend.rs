@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use redb::backends::InMemoryBackend;
 use redb::{BackendError, StorageBackend};
@@ -62,16 +62,30 @@ impl IoCounters {
     }
 }
 
-/// Counts what passes through to `inner`.
+/// Counts what passes through to `inner`, and notes when that is out of room.
 #[derive(Debug)]
 pub(super) struct CountingBackend {
     inner: Box<dyn StorageBackend>,
     counters: Arc<IoCounters>,
+    ran_out: Arc<AtomicBool>,
 }
 
 impl CountingBackend {
-    pub(super) fn new(inner: Box<dyn StorageBackend>, counters: Arc<IoCounters>) -> Self {
-        Self { inner, counters }
+    pub(super) fn new(
+        inner: Box<dyn StorageBackend>,
+        counters: Arc<IoCounters>,
+        ran_out: Arc<AtomicBool>,
+    ) -> Self {
+        Self { inner, counters, ran_out }
+    }
+
+    fn noted(&self, outcome: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &outcome
+            && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        {
+            self.ran_out.store(true, Ordering::Relaxed);
+        }
+        outcome
     }
 }
 
@@ -88,18 +102,18 @@ impl StorageBackend for CountingBackend {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.counters.resizes.fetch_add(1, Ordering::Relaxed);
-        self.inner.set_len(len)
+        self.noted(self.inner.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
-        self.inner.sync_data()
+        self.noted(self.inner.sync_data())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        self.inner.write(offset, data)
+        self.noted(self.inner.write(offset, data))
     }
 
     fn close(&self) -> io::Result<()> {

@@ -40,7 +40,7 @@ pub(super) struct DataDirectory {
     root: PathBuf,
     shard_count: usize,
     /// Locked for as long as it is open. Never deleted: a second process could lock a successor under the same name.
-    _lock: File,
+    lock: File,
 }
 
 impl DataDirectory {
@@ -78,7 +78,7 @@ impl DataDirectory {
                 shard_count
             }
         };
-        Ok(Self { root: root.to_owned(), shard_count, _lock: lock })
+        Ok(Self { root: root.to_owned(), shard_count, lock })
     }
 
     /// Number of shards that the directory was made for.
@@ -95,6 +95,21 @@ impl DataDirectory {
         #[cfg(not(unix))]
         let bytes = metadata.len();
         Ok(bytes)
+    }
+
+    /// Bytes that are free for this process on the file system. `None` = it does not tell.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        #[cfg(unix)]
+        {
+            let space = rustix::fs::fstatvfs(&self.lock).ok()?;
+            // File systems that have no idea of their size say 0.
+            (space.f_blocks > 0).then(|| space.f_bavail.saturating_mul(space.f_frsize))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = &self.lock;
+            None
+        }
     }
 
     /// A file in which to make the shard's database, if it has none yet.

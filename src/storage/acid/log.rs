@@ -21,7 +21,8 @@ use super::tables::{
 };
 use super::usage::{self, Usage};
 use crate::storage::{
-    Checkpoint, ColdReader, CommitLog, Group, Recovered, RecoveredStream, StorageError, StreamCheckpoint,
+    Checkpoint, ColdReader, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError,
+    StreamCheckpoint,
 };
 
 /// Most `extents` rows that one transaction removes on behalf of removed streams: what keeps a commit short when a
@@ -237,12 +238,23 @@ impl ShardLog {
             });
         }
         self.failed = true;
+        let answer = self.transact_once(write).map_err(|error| {
+            let ran_out = self.shard.ran_out.load(Ordering::Relaxed);
+            if ran_out { StorageError::DiskFull(error.to_string()) } else { error }
+        })?;
+        self.failed = false;
+        Ok(answer)
+    }
+
+    fn transact_once<T>(
+        &mut self,
+        write: impl FnOnce(&mut Self, &WriteTransaction) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
         let mut transaction = self.database.begin_write().map_err(failed("beginning to write"))?;
         transaction.set_durability(Durability::Immediate).map_err(failed("beginning to write"))?;
         transaction.set_two_phase_commit(self.two_phase_commit);
         let answer = write(self, &transaction)?;
         transaction.commit().map_err(failed("committing"))?;
-        self.failed = false;
         Ok(answer)
     }
 
@@ -494,6 +506,17 @@ impl CommitLog for ShardLog {
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         // A momentary failure to look must not stop anything: the next commit looks again.
         files.shard_disk_bytes(self.shard.index).map_or(needed, |taken| taken.min(needed))
+    }
+
+    fn disk_room(&self) -> Option<DiskRoom> {
+        // Who cannot be asked knows of no limit either.
+        let free = match (&self.shard.free_space, &self.directory) {
+            (Some(probe), _) => probe.free_bytes().ok()?,
+            (None, files) => files.as_ref()?.free_bytes()?,
+        };
+        let taken = self.directory.as_ref().and_then(|files| files.shard_disk_bytes(self.shard.index).ok());
+        let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
+        Some(DiskRoom { free, withheld: 0, reusable: taken.unwrap_or(0).saturating_sub(needed) })
     }
 }
 

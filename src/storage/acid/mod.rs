@@ -66,7 +66,7 @@ pub use backend::{BackendFactory, IoCounters};
 
 use self::backend::{CountingBackend, SharedMemory};
 use self::layout::DataDirectory;
-use super::{CommitLog, OpenLog, Recovered, StorageError};
+use super::{CommitLog, FreeSpaceProbe, OpenLog, Recovered, StorageError};
 
 /// Most shards of one data directory.
 pub const SHARDS_MAX: usize = 256;
@@ -111,6 +111,9 @@ pub struct AcidOptions {
     /// Two fsyncs per commit instead of one: a commit stays atomic even against clients that choose their payload to
     /// collide redb's checksums and control the moment of a crash.
     pub two_phase_commit: bool,
+    /// Tells how much room the disk has; `None` = the file system of `data_dir` is asked, and nobody without files. For
+    /// tests that fill the disk.
+    pub free_space: Option<FreeSpaceProbe>,
 }
 
 impl AcidOptions {
@@ -124,6 +127,7 @@ impl AcidOptions {
             backend: Backend::File,
             cache_bytes: 256 << 20,
             two_phase_commit: false,
+            free_space: None,
         }
     }
 }
@@ -163,7 +167,8 @@ impl AcidLog {
         };
         let count =
             directory.as_ref().map_or(options.shards.unwrap_or(options.default_shards), |d| d.shard_count());
-        let shards = (0..count).map(|index| Arc::new(Shard::new(index))).collect();
+        let shard = |index| Arc::new(Shard::new(index, options.free_space.clone()));
+        let shards = (0..count).map(shard).collect();
         Ok(Self { options, directory, shards, counters: Arc::default() })
     }
 
@@ -183,17 +188,17 @@ impl AcidLog {
         self.options.cache_bytes / self.shards.len() as u64
     }
 
-    fn counted(&self, inner: Box<dyn redb::StorageBackend>) -> CountingBackend {
-        CountingBackend::new(inner, Arc::clone(&self.counters))
+    fn counted(&self, inner: Box<dyn redb::StorageBackend>, shard: &Shard) -> CountingBackend {
+        CountingBackend::new(inner, Arc::clone(&self.counters), Arc::clone(&shard.ran_out))
     }
 
     /// Makes the shard's database if its file is still empty.
-    fn make_file(&self, directory: &DataDirectory, shard: usize) -> Result<(), StorageError> {
-        if let Some(draft) = directory.draft_shard(shard)? {
-            let backend = self.counted(Box::new(draft));
-            let database = log::open_database(shard, backend, self.cache_bytes_per_shard())?;
+    fn make_file(&self, directory: &DataDirectory, shard: &Shard) -> Result<(), StorageError> {
+        if let Some(draft) = directory.draft_shard(shard.index)? {
+            let backend = self.counted(Box::new(draft), shard);
+            let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
             database.close().map_err(tables::failed("closing the new database"))?;
-            directory.publish_shard(shard)?;
+            directory.publish_shard(shard.index)?;
         }
         Ok(())
     }
@@ -205,14 +210,14 @@ impl AcidLog {
                 source,
             })?,
             (Backend::File, Some(directory)) => {
-                self.make_file(directory, shard.index)?;
+                self.make_file(directory, shard)?;
                 // The first opening after a start keeps the cache: a process that was killed between two commits left
                 // nothing in it that the kernel failed to write, and repair reads the whole file.
                 Box::new(directory.open_shard(shard.index, shard.opened_before.load(Ordering::Acquire))?)
             }
             (Backend::File | Backend::InMemory, _) => Box::new(SharedMemory::new(Arc::clone(&shard.memory))),
         };
-        Ok(self.counted(inner))
+        Ok(self.counted(inner, shard))
     }
 }
 
@@ -228,6 +233,7 @@ impl OpenLog for AcidLog {
             });
         }
         let backend = self.backend(shard)?;
+        shard.ran_out.store(false, Ordering::Relaxed);
         shard.opened_before.store(true, Ordering::Release);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let (recovered, usage) = log::recover(&database)?;
@@ -253,15 +259,21 @@ struct Shard {
     /// Content of [`Backend::InMemory`]; empty otherwise.
     memory: Arc<InMemoryBackend>,
     opened_before: AtomicBool,
+    free_space: Option<FreeSpaceProbe>,
+    /// A call of the backend found no room since the last opening. Whoever made that call may not be the one whose commit
+    /// fails because of it.
+    ran_out: Arc<AtomicBool>,
 }
 
 impl Shard {
-    fn new(index: usize) -> Self {
+    fn new(index: usize, free_space: Option<FreeSpaceProbe>) -> Self {
         Self {
             index,
             database: RwLock::new(None),
             memory: Arc::new(InMemoryBackend::new()),
             opened_before: AtomicBool::new(false),
+            free_space,
+            ran_out: Arc::default(),
         }
     }
 }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadableDatabase};
 
 use super::Shard;
@@ -44,13 +43,12 @@ impl ShardReader {
 }
 
 impl ColdReader for ShardReader {
-    fn read(&self, stream: u64, from: u64, to: u64) -> Result<Vec<Bytes>, StorageError> {
+    fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
         if from >= to {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.with_extents(|extents| {
             let first = row_at_or_before(extents, stream, from)?.ok_or(StorageError::Missing)?;
-            let mut pieces = Vec::new();
             let mut at = from;
             let rows =
                 extents.range((stream, first.start)..(stream, to)).map_err(failed("reading extents"))?;
@@ -63,11 +61,11 @@ impl ColdReader for ShardReader {
                     return Err(StorageError::Missing);
                 }
                 // Both fit: they are at most the length of a row.
-                let (skip, take) = ((at - start) as usize, (end.min(to) - start) as usize);
-                pieces.push(Bytes::copy_from_slice(&payload[skip..take]));
+                let wanted = (at - start) as usize..(end.min(to) - start) as usize;
+                take(&payload[wanted]);
                 at = end.min(to);
             }
-            if at == to { Ok(pieces) } else { Err(StorageError::Missing) }
+            if at == to { Ok(()) } else { Err(StorageError::Missing) }
         })
     }
 

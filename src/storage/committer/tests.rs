@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::*;
-use crate::storage::Checkpoint;
+use crate::storage::{Checkpoint, DiskRoom, RoomRule};
 
 const SETTLED_DISK_BYTES: u64 = 7;
 
@@ -14,6 +14,7 @@ const SETTLED_DISK_BYTES: u64 = 7;
 #[derive(Debug)]
 enum Act {
     Fail,
+    RunOut,
     Panic,
 }
 
@@ -34,6 +35,9 @@ struct Disk {
     doomed: Mutex<usize>,
     /// What the log takes until something is reclaimed; [`SETTLED_DISK_BYTES`] from then on.
     disk_bytes: Mutex<u64>,
+    /// What the file system has left, if it tells.
+    free: Mutex<Option<u64>>,
+    reusable: Mutex<u64>,
     events: Mutex<Vec<Event>>,
     /// A commit says that it began, then waits for its turn if it is to be held.
     began: Sender<()>,
@@ -62,7 +66,7 @@ struct FakeLog(Arc<Disk>);
 struct FakeReader;
 
 impl ColdReader for FakeReader {
-    fn read(&self, _: u64, _: u64, _: u64) -> Result<Vec<bytes::Bytes>, StorageError> {
+    fn read(&self, _: u64, _: u64, _: u64, _: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
         Err(StorageError::Missing)
     }
 
@@ -93,6 +97,7 @@ impl CommitLog for FakeLog {
         let act = self.0.script.lock().unwrap().pop_front();
         match act {
             Some(Act::Fail) => return Err(StorageError::Corrupt("as told".to_owned())),
+            Some(Act::RunOut) => return Err(StorageError::DiskFull("as told".to_owned())),
             Some(Act::Panic) => panic!("panic as told"),
             None => {}
         }
@@ -118,6 +123,11 @@ impl CommitLog for FakeLog {
     fn disk_bytes(&self) -> u64 {
         *self.0.disk_bytes.lock().unwrap()
     }
+
+    fn disk_room(&self) -> Option<DiskRoom> {
+        let reusable = *self.0.reusable.lock().unwrap();
+        self.0.free.lock().unwrap().map(|free| DiskRoom { free, withheld: 0, reusable })
+    }
 }
 
 impl Drop for FakeLog {
@@ -136,6 +146,22 @@ struct Rig {
 
 impl Rig {
     fn new(held: bool, script: impl IntoIterator<Item = Act>, open_failures: usize, doomed: usize) -> Self {
+        Self::on_disk(None, RoomRule::new(0, 1, 0), held, script, open_failures, doomed)
+    }
+
+    /// With `free` bytes on its disk, of which 1000 are to stay.
+    fn with_free(free: u64, script: impl IntoIterator<Item = Act>) -> Self {
+        Self::on_disk(Some(free), RoomRule { min_free: 1000, ample: 2000 }, false, script, 0, 0)
+    }
+
+    fn on_disk(
+        free: Option<u64>,
+        rule: RoomRule,
+        held: bool,
+        script: impl IntoIterator<Item = Act>,
+        open_failures: usize,
+        doomed: usize,
+    ) -> Self {
         let (began_sender, began) = unbounded();
         let (turns, turns_receiver) = unbounded();
         let disk = Arc::new(Disk {
@@ -143,6 +169,8 @@ impl Rig {
             open_failures: Mutex::new(open_failures),
             doomed: Mutex::new(doomed),
             disk_bytes: Mutex::new(SETTLED_DISK_BYTES),
+            free: Mutex::new(free),
+            reusable: Mutex::new(0),
             events: Mutex::new(Vec::new()),
             began: began_sender,
             turns: held.then_some(turns_receiver),
@@ -151,7 +179,9 @@ impl Rig {
         let report = Box::new(move |completion| drop(sender.send(completion)));
         let opener = Arc::new(FakeOpener(Arc::clone(&disk)));
         let log = Box::new(FakeLog(Arc::clone(&disk)));
-        let committer = Committer::spawn(3, opener, log, report).unwrap();
+        let mut watch = RoomWatch::new(3, rule);
+        watch.look(&*log);
+        let committer = Committer::spawn(3, opener, log, watch, report).unwrap();
         Self { committer, disk, began, turns, completions }
     }
 
@@ -172,7 +202,7 @@ impl Rig {
     fn expect_durable_taking(&self, through: u64, bytes: u64) {
         let completion = self.next();
         assert!(
-            matches!(completion, Completion::Durable { through: t, disk_bytes: b } if (t, b) == (through, bytes)),
+            matches!(completion, Completion::Durable { through: t, disk } if (t, disk.taken) == (through, bytes)),
             "expected durable through {through} taking {bytes}, got {completion:?}"
         );
     }
@@ -189,6 +219,16 @@ impl Rig {
         match self.next() {
             Completion::Reopened { recovered, .. } => recovered,
             other => panic!("expected a reopening, got {other:?}"),
+        }
+    }
+
+    /// The next report of room, whatever else it says.
+    fn expect_room(&self) -> u64 {
+        match self.next() {
+            Completion::Durable { disk, .. } | Completion::Reopened { disk, .. } => {
+                disk.room.unwrap().bytes()
+            }
+            other => panic!("expected to hear of the disk, got {other:?}"),
         }
     }
 
@@ -397,4 +437,45 @@ fn a_failed_commit_during_closing_is_reported_and_closes() {
     rig.expect_failed("as told");
     let last = rig.completions.iter().find(|completion| !matches!(completion, Completion::Reopened { .. }));
     assert!(matches!(last, Some(Completion::Closed)));
+}
+
+#[test]
+fn room_is_looked_at_again_without_traffic_while_it_is_scarce() {
+    let rig = Rig::with_free(1500, []);
+    for free in [900, 500, 1700] {
+        *rig.disk.free.lock().unwrap() = Some(free);
+        assert_eq!(rig.expect_room(), free);
+    }
+    *rig.disk.reusable.lock().unwrap() = 300;
+    assert_eq!(rig.expect_room(), 2000);
+    // Now that there is plenty, nobody looks before something is written.
+    *rig.disk.free.lock().unwrap() = Some(1);
+    rig.submit([1]);
+    rig.committer.close();
+    assert!(matches!(rig.next(), Completion::Durable { through: 1, .. }));
+    rig.expect_closed();
+}
+
+#[test]
+fn many_bytes_are_a_reason_to_look_at_once() {
+    let rig = Rig::with_free(5000, []);
+    *rig.disk.free.lock().unwrap() = Some(4000);
+    rig.committer.submit(Group { seq: 1, frames: vec![0; COMMIT_BYTES_MAX], checkpoint: None });
+    assert_eq!(rig.expect_room(), 4000);
+}
+
+#[test]
+fn once_a_write_found_no_room_only_what_is_freed_since_counts() {
+    let mut rig = Rig::with_free(5000, [Act::RunOut]);
+    *rig.disk.reusable.lock().unwrap() = 4000;
+    rig.submit([1]);
+    rig.expect_failed("as told");
+    assert_eq!(rig.expect_room(), 0);
+    rig.committer.acknowledge_failure();
+    *rig.disk.reusable.lock().unwrap() = 4300;
+    assert_eq!(rig.expect_room(), 300);
+    *rig.disk.free.lock().unwrap() = Some(5500);
+    assert_eq!(rig.expect_room(), 800);
+    rig.submit([2]);
+    rig.expect_durable(2);
 }

@@ -11,6 +11,7 @@ use redb::StorageBackend;
 use super::model::{Model, cases, group_plan};
 use super::*;
 use crate::storage::committer::{Committer, Completion};
+use crate::storage::{RoomRule, RoomWatch};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -185,7 +186,8 @@ fn the_commit_thread_reopens_after_a_failed_sync_and_nothing_half_done_is_there(
     let (log, _) = acid.open(0).unwrap();
     let (sender, completions) = unbounded();
     let report = Box::new(move |completion| drop(sender.send(completion)));
-    let mut committer = Committer::spawn(0, Arc::new(acid), log, report).unwrap();
+    let mut committer =
+        Committer::spawn(0, Arc::new(acid), log, RoomWatch::new(0, RoomRule::new(0, 1, 0)), report).unwrap();
 
     committer.submit(group(0, "kept"));
     assert!(matches!(completions.recv().unwrap(), Completion::Durable { through: 0, .. }));

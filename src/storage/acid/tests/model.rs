@@ -200,10 +200,14 @@ impl Model {
             let length = stream.payload.len();
             let end = stream.start + length as u64;
             for (from, to) in [(0, length), (0, length / 3), (length / 3, length / 2), (length / 2, length)] {
-                let read = reader.read(*id, stream.start + from as u64, stream.start + to as u64).unwrap();
-                assert!(read.concat() == stream.payload[from..to], "stream {id}, {from}..{to}");
+                let read =
+                    reader.read_whole(*id, stream.start + from as u64, stream.start + to as u64).unwrap();
+                assert!(read == stream.payload[from..to], "stream {id}, {from}..{to}");
             }
-            assert!(matches!(reader.read(*id, end.saturating_sub(1), end + 1), Err(StorageError::Missing)));
+            assert!(matches!(
+                reader.read_whole(*id, end.saturating_sub(1), end + 1),
+                Err(StorageError::Missing)
+            ));
             if length == 0 {
                 continue;
             }

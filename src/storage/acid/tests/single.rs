@@ -144,12 +144,15 @@ fn a_read_returns_exactly_what_was_asked_for_or_nothing() {
     for (from, to) in
         [(1_000, 301_000), (1_000, 1_001), (66_000, 67_000), (66_511, 66_512), (300_999, 301_000)]
     {
-        let read = reader.read(1, from, to).unwrap().concat();
+        let read = reader.read_whole(1, from, to).unwrap();
         assert!(read == payload[from as usize - 1_000..to as usize - 1_000], "{from}..{to}");
     }
-    assert!(reader.read(1, 5, 5).unwrap().is_empty());
+    assert!(reader.read_whole(1, 5, 5).unwrap().is_empty());
     for (stream, from, to) in [(1, 999, 1_001), (1, 300_000, 301_001), (1, 301_000, 301_001), (3, 0, 1)] {
-        assert!(matches!(reader.read(stream, from, to), Err(StorageError::Missing)), "{stream} {from}..{to}");
+        assert!(
+            matches!(reader.read_whole(stream, from, to), Err(StorageError::Missing)),
+            "{stream} {from}..{to}"
+        );
     }
     assert!(matches!(reader.boundary_at_or_before(1, 999), Err(StorageError::Missing)));
     assert_eq!(reader.boundary_at_or_before(1, 300_999).unwrap(), 1_000);
@@ -164,9 +167,9 @@ fn a_reader_survives_the_reopening_of_its_shard() {
     let reader = log.reader();
     assert!(acid.open(0).is_err(), "a shard has one log at a time");
     drop(log);
-    assert!(matches!(reader.read(1, 0, 5), Err(StorageError::Reopening(_))));
+    assert!(matches!(reader.read_whole(1, 0, 5), Err(StorageError::Reopening(_))));
     let (_log, _) = acid.open(0).unwrap();
-    assert_eq!(reader.read(1, 1, 4).unwrap(), ["ell"]);
+    assert_eq!(reader.read_whole(1, 1, 4).unwrap(), b"ell");
 }
 
 #[test]
@@ -201,7 +204,7 @@ fn little_payload_goes_with_its_stream_and_much_is_reclaimed_in_steps() {
     }
     assert!(steps > 1);
     assert_eq!(rows(&acid).1, kept);
-    assert_eq!(log.reader().read(3, 0, 400_000).unwrap().concat().len(), 400_000);
+    assert_eq!(log.reader().read_whole(3, 0, 400_000).unwrap().len(), 400_000);
 }
 
 #[test]

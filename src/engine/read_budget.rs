@@ -1,0 +1,249 @@
+//! A budget for what was read from disk: content in RAM is shared with whoever reads it, but a page from disk is memory
+//! of its own until its client has taken it, and a client may take its time.
+//!
+//! Room is taken once for a page, before anything is read, and in order: who holds some never waits for more, so that
+//! nobody waits for somebody who waits. Each buffer of the page carries its part of the room and gives it back by being
+//! dropped, wherever that happens; so the layers above deal in plain [`Bytes`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::engine::api::Unavailable;
+
+/// What room is counted in.
+const UNIT_BYTES: u64 = 4 * 1024;
+/// How long a page waits for room: enough for clients that read, too little to pile requests up behind those that don't.
+pub(super) const WAIT: Duration = Duration::from_secs(2);
+/// Bytes that are let go together.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// Reads at one time, for each shard. More make no disk faster, but each is a thread, and keeps some memory after it.
+const READS_PER_SHARD: usize = 8;
+
+/// Shared by all shards of an engine.
+#[derive(Debug)]
+pub(crate) struct ReadBudget {
+    room: Arc<Semaphore>,
+    units_max: u32,
+    turns: Arc<Semaphore>,
+}
+
+impl ReadBudget {
+    /// `bytes_max` is rounded down to units, but one unit there is.
+    pub(crate) fn new(bytes_max: u64, shards: usize) -> Self {
+        // More than any machine has.
+        let units_max = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
+        Self {
+            room: Arc::new(Semaphore::new(units_max as usize)),
+            units_max,
+            turns: Arc::new(Semaphore::new(shards * READS_PER_SHARD)),
+        }
+    }
+
+    /// Takes room for `bytes`, waiting for it until `deadline`. What is larger than the whole budget takes all of it: a
+    /// message has to stay readable, whatever its size. The caller must not hold any room.
+    pub(super) async fn take(&self, bytes: u64, deadline: Instant) -> Result<Room, Unavailable> {
+        let units = units(bytes).min(u64::from(self.units_max)) as u32;
+        let room = match self.room.clone().try_acquire_many_owned(units) {
+            Ok(room) => room,
+            Err(_) => timeout_at(deadline, self.room.clone().acquire_many_owned(units))
+                .await
+                .map_err(|_| Unavailable::ReadBufferFull)?
+                .expect("nobody closes the budget"),
+        };
+        Ok(Room { room })
+    }
+
+    /// Waits for a turn to read, which is over when the value is dropped.
+    pub(super) async fn turn(&self) -> OwnedSemaphorePermit {
+        self.turns.clone().acquire_owned().await.expect("nobody closes the turns")
+    }
+}
+
+fn units(bytes: u64) -> u64 {
+    bytes.div_ceil(UNIT_BYTES)
+}
+
+/// A part of the budget, given back on drop.
+#[derive(Debug)]
+pub(super) struct Room {
+    room: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// What was gathered, as buffers that each hold their part of this room. What is left of it stays here.
+    pub(super) fn hold(&mut self, gathered: Blocks) -> Vec<Bytes> {
+        let mut left: u64 = gathered.blocks.iter().map(|block| block.len() as u64).sum();
+        let all = units(left).min(self.room.num_permits() as u64);
+        let mut held = Vec::with_capacity(gathered.blocks.len());
+        for mut block in gathered.blocks {
+            if block.len() < block.capacity() / 2 {
+                block.shrink_to_fit();
+            }
+            // Counted from the end, so that of a page that is larger than the budget the last blocks hold it.
+            let before = units(left).min(all);
+            left -= block.len() as u64;
+            let share = (before - units(left).min(all)) as usize;
+            let room = self.room.split(share).expect("the shares of a page add up to no more than its room");
+            if !block.is_empty() {
+                held.push(Bytes::from_owner(HeldBlock { block, _room: room }));
+            }
+        }
+        held
+    }
+}
+
+/// The owner of a buffer's bytes.
+struct HeldBlock {
+    block: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for HeldBlock {
+    fn as_ref(&self) -> &[u8] {
+        &self.block
+    }
+}
+
+/// Bytes being gathered, in blocks of [`BLOCK_BYTES`].
+#[derive(Debug)]
+pub(super) struct Blocks {
+    blocks: Vec<Vec<u8>>,
+    /// Index of the first block that has room.
+    open: usize,
+}
+
+impl Blocks {
+    /// Makes room for `bytes`. To be called on the thread that will let go of them: an allocator keeps what one thread
+    /// allocates and another one frees.
+    pub(super) fn with_capacity(bytes: u64) -> Self {
+        let mut left = bytes;
+        let mut blocks = Vec::with_capacity(left.div_ceil(BLOCK_BYTES as u64) as usize);
+        while left > 0 {
+            let block = left.min(BLOCK_BYTES as u64);
+            blocks.push(Vec::with_capacity(block as usize));
+            left -= block;
+        }
+        Self { blocks, open: 0 }
+    }
+
+    /// Adds `piece` at the end.
+    pub(super) fn push(&mut self, mut piece: &[u8]) {
+        while !piece.is_empty() {
+            if self.open == self.blocks.len() {
+                self.blocks.push(Vec::with_capacity(BLOCK_BYTES));
+            }
+            let block = &mut self.blocks[self.open];
+            let (now, later) = piece.split_at(piece.len().min(block.capacity() - block.len()));
+            block.extend_from_slice(now);
+            if block.len() == block.capacity() {
+                self.open += 1;
+            }
+            piece = later;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn page(bytes: u64) -> Blocks {
+        let mut blocks = Blocks::with_capacity(bytes);
+        let content: Vec<u8> = (0..bytes).map(|index| (index % 251) as u8).collect();
+        for piece in content.chunks(10_000) {
+            blocks.push(piece);
+        }
+        blocks
+    }
+
+    fn free(budget: &ReadBudget) -> u64 {
+        budget.room.available_permits() as u64 * UNIT_BYTES
+    }
+
+    /// Room that has to be there at once.
+    async fn take(budget: &ReadBudget, bytes: u64) -> Result<Room, Unavailable> {
+        budget.take(bytes, Instant::now()).await
+    }
+
+    #[tokio::test]
+    async fn room_comes_back_as_a_pages_buffers_are_let_go() {
+        let budget = ReadBudget::new(8 * MIB, 1);
+        for bytes in [1, 4_095, 4_096, 4_097, 70_000, MIB, 3 * MIB + 1] {
+            let mut room = take(&budget, 4 * MIB).await.unwrap();
+            let held = room.hold(page(bytes));
+            assert_eq!(free(&budget), 4 * MIB);
+            drop(room);
+            let content = held.concat();
+            assert!(content.iter().enumerate().all(|(index, &byte)| byte == (index % 251) as u8));
+            let mut left = content.len() as u64;
+            assert_eq!(left, bytes);
+            for buffer in held {
+                assert_eq!(free(&budget), 8 * MIB - units(left) * UNIT_BYTES);
+                left -= buffer.len() as u64;
+                // A part of it keeps all of it.
+                let part = buffer.slice(..1);
+                drop(buffer);
+                assert!(free(&budget) <= 8 * MIB - units(left + 1) * UNIT_BYTES);
+                drop(part);
+            }
+            assert_eq!(free(&budget), 8 * MIB);
+        }
+    }
+
+    #[tokio::test]
+    async fn page_that_is_larger_than_the_budget_takes_it_whole_until_its_end() {
+        let budget = ReadBudget::new(MIB, 1);
+        let mut room = take(&budget, 5 * MIB).await.unwrap();
+        let mut held = room.hold(page(5 * MIB));
+        drop(room);
+        held.drain(..held.len() - 16).for_each(drop);
+        assert_eq!(free(&budget), 0);
+        held.pop();
+        assert_eq!(free(&budget), 64 * 1024);
+        drop(held);
+        assert_eq!(free(&budget), MIB);
+    }
+
+    #[tokio::test]
+    async fn who_finds_no_room_is_refused_in_the_end_and_served_if_some_comes() {
+        let budget = ReadBudget::new(MIB, 1);
+        let all = take(&budget, MIB).await.unwrap();
+        assert_eq!(take(&budget, 1).await.unwrap_err(), Unavailable::ReadBufferFull);
+        let (served, ()) = tokio::join!(budget.take(MIB, Instant::now() + WAIT), async { drop(all) });
+        drop(served.unwrap());
+        assert_eq!(free(&budget), MIB);
+    }
+
+    #[tokio::test]
+    async fn small_pages_do_not_overtake_a_large_one() {
+        let budget = ReadBudget::new(MIB, 1);
+        let first = take(&budget, MIB / 2).await.unwrap();
+        let large = budget.take(MIB, Instant::now() + WAIT);
+        let (large, ()) = tokio::join!(large, async {
+            assert_eq!(take(&budget, 1).await.unwrap_err(), Unavailable::ReadBufferFull);
+            drop(first);
+        });
+        drop(large.unwrap());
+        assert_eq!(free(&budget), MIB);
+        // Nor does one that gave up take anything with it.
+        let first = take(&budget, MIB / 2).await.unwrap();
+        take(&budget, MIB).await.unwrap_err();
+        take(&budget, MIB / 2).await.unwrap();
+        drop(first);
+        assert_eq!(free(&budget), MIB);
+    }
+
+    #[tokio::test]
+    async fn a_page_without_bytes_needs_no_room() {
+        let budget = ReadBudget::new(0, 1);
+        let _all = take(&budget, 1).await.unwrap();
+        let mut none = take(&budget, 0).await.unwrap();
+        assert!(none.hold(Blocks::with_capacity(MIB)).is_empty());
+    }
+}

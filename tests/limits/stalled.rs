@@ -1,0 +1,201 @@
+//! Readers that stop reading, of content that is on disk.
+
+use axum::http::Request;
+use tokio::net::TcpStream;
+
+use crate::resident::{
+    BUDGET_BYTES, BYTES, MIB, PAGE_BYTES, append, assert_grew_less_than, assert_page, connect_narrow, fill,
+    from, keep_trying, path, resident_bytes, start,
+};
+use crate::support::ServerProcess;
+use crate::support::http::{Connection, Head, PATIENCE, Response};
+
+const READERS: usize = 100;
+const COLD_BYTES: usize = 16 * MIB;
+/// What the server may take for [`READERS`] connections and the threads that read for them, besides their pages.
+const BESIDES_BYTES: usize = 24 * MIB;
+
+/// A server with the stream `cold`, whose first [`COLD_BYTES`] are on disk alone, and the stream `hot`, which is in RAM.
+fn start_filled(environment: &[(&str, &str)]) -> ServerProcess {
+    let server = start(environment);
+    fill(&server, "cold", COLD_BYTES);
+    server.client().request("PUT", &path("hot"), &[BYTES], b"").expect_status(201);
+    append(&server, "hot", 0, 1000);
+    server
+}
+
+/// Where the cold page begins that the reader with this number asks for.
+fn cold_start(reader: usize) -> usize {
+    reader * 37 % 15 * PAGE_BYTES
+}
+
+fn cold_page(reader: usize) -> String {
+    from("cold", cold_start(reader))
+}
+
+#[track_caller]
+fn assert_refused(answer: &Response) {
+    assert_eq!(answer.status, 503, "{:?}", answer.headers);
+    assert_eq!(answer.header("Content-Type"), Some("application/problem+json"));
+    assert_eq!(answer.header("Retry-After"), Some("1"));
+    let document: serde_json::Value = serde_json::from_slice(&answer.body).expect("a problem is JSON");
+    assert_eq!(document["code"], "UNAVAILABLE");
+}
+
+/// Whatever needs no page from disk goes on as ever.
+#[track_caller]
+fn assert_others_are_served(server: &ServerProcess) {
+    let mut client = server.client();
+    client.request("HEAD", &path("cold"), &[], b"").expect_status(200);
+    client.request("PUT", &path("new"), &[BYTES], b"x").expect_status(201);
+    client.request("POST", &path("hot"), &[BYTES], b"x").expect_status(204);
+    client.request("GET", &from("hot", 900), &[], b"").expect_status(200);
+    client.request("DELETE", &path("new"), &[], b"").expect_status(204);
+}
+
+#[track_caller]
+fn assert_cold_pages_come_again(server: &ServerProcess) {
+    keep_trying("there is no room for pages", || {
+        let page = server.client().request("GET", &from("cold", 3 * MIB), &[], b"");
+        (page.status == 200).then(|| assert_page(&page, 3 * MIB, PAGE_BYTES))
+    });
+}
+
+/// A reader that has read the head of its page and nothing else.
+struct Stalled {
+    connection: Connection,
+    head: Head,
+    reader: usize,
+}
+
+/// Has many ask for a page and stop reading. Returns those who have got one; the others were refused.
+#[track_caller]
+fn stall(server: &ServerProcess) -> Vec<Stalled> {
+    let asking: Vec<Connection> = (0..READERS)
+        .map(|reader| {
+            let mut connection = connect_narrow(server);
+            connection
+                .send_request("GET", &cold_page(reader), &[], b"")
+                .expect("a new connection takes bytes");
+            connection
+        })
+        .collect();
+    let mut stalled = Vec::new();
+    for (reader, mut connection) in asking.into_iter().enumerate() {
+        let mut head = connection.read_head("GET").expect("there is an answer");
+        if head.response.status == 200 {
+            stalled.push(Stalled { connection, head, reader });
+            continue;
+        }
+        let mut refusal = head.response.clone();
+        while let Some(piece) = connection.read_piece(&mut head).expect("the answer is complete") {
+            refusal.body.extend_from_slice(&piece);
+        }
+        assert_refused(&refusal);
+    }
+    stalled
+}
+
+#[test]
+fn pages_that_nobody_takes_stay_within_their_budget_and_others_are_served() {
+    let server = start_filled(&[]);
+    let before = resident_bytes(&server);
+    let stalled = stall(&server);
+    assert!(
+        (BUDGET_BYTES / PAGE_BYTES..READERS / 2).contains(&stalled.len()),
+        "{} have a page",
+        stalled.len()
+    );
+    assert_grew_less_than(&server, before, BUDGET_BYTES + BESIDES_BYTES);
+    assert_others_are_served(&server);
+    assert_refused(&server.client().request("GET", &cold_page(0), &[], b""));
+    assert_grew_less_than(&server, before, BUDGET_BYTES + BESIDES_BYTES);
+    drop(stalled);
+    assert_cold_pages_come_again(&server);
+    assert_others_are_served(&server);
+}
+
+#[test]
+fn readers_that_go_on_get_their_pages_whole_and_make_room() {
+    let server = start_filled(&[]);
+    let stalled = stall(&server);
+    assert_refused(&server.client().request("GET", &cold_page(0), &[], b""));
+    for Stalled { mut connection, mut head, reader } in stalled {
+        let mut page = head.response.clone();
+        while let Some(piece) = connection.read_piece(&mut head).expect("the page is complete") {
+            page.body.extend_from_slice(&piece);
+        }
+        assert_page(&page, cold_start(reader), PAGE_BYTES);
+    }
+    assert_cold_pages_come_again(&server);
+}
+
+#[test]
+fn live_readers_that_stop_reading_take_little_and_no_room_from_pages() {
+    // An event, as base64, with the bytes that it was made of, twice over.
+    const LIVE_READER_BYTES: usize = 2 * (128 + 172) * 1024;
+    let server = start_filled(&[]);
+    let before = resident_bytes(&server);
+    let live: Vec<Connection> = (0..READERS)
+        .map(|reader| {
+            let mut connection = connect_narrow(&server);
+            let target = format!("{}&live=sse", cold_page(reader));
+            connection.send_request("GET", &target, &[], b"").expect("a new connection takes bytes");
+            connection
+        })
+        .collect();
+    let mut live: Vec<_> = live
+        .into_iter()
+        .map(|mut connection| {
+            let head = connection.read_head("GET").expect("there is an answer");
+            assert_eq!(head.response.status, 200);
+            connection
+        })
+        .collect();
+    assert_grew_less_than(&server, before, READERS * LIVE_READER_BYTES);
+    assert_cold_pages_come_again(&server);
+    assert_others_are_served(&server);
+    assert_grew_less_than(&server, before, READERS * LIVE_READER_BYTES);
+    live.clear();
+    assert_cold_pages_come_again(&server);
+}
+
+#[tokio::test]
+async fn requests_of_one_http2_connection_share_the_budget() {
+    let server = start_filled(&[("DS_TRANSPORT__HTTP__VERSIONS", "http1,h2c")]);
+    let before = resident_bytes(&server);
+    let socket =
+        TcpStream::connect(&server.origin().authority).await.expect("the server accepts connections");
+    let (sender, connection) = h2::client::handshake(socket).await.expect("both speak HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut asked = Vec::new();
+    for reader in 0..READERS {
+        let uri = format!("{}{}", server.url(), cold_page(reader));
+        let request = Request::get(uri).body(()).expect("it is a request");
+        let mut sender = sender.clone().ready().await.expect("the connection is open");
+        asked.push(sender.send_request(request, true).expect("the head is sent").0);
+    }
+    // Bodies are kept, and nothing of them is taken.
+    let mut stalled = Vec::new();
+    for answer in asked {
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("there is an answer in time");
+        let (head, body) = answer.expect("there is an answer").into_parts();
+        match head.status.as_u16() {
+            200 => stalled.push(body),
+            status => assert_eq!((status, &head.headers["retry-after"]), (503, &"1".parse().unwrap())),
+        }
+    }
+    assert!(
+        (BUDGET_BYTES / PAGE_BYTES..READERS / 2).contains(&stalled.len()),
+        "{} have a page",
+        stalled.len()
+    );
+    assert_grew_less_than(&server, before, BUDGET_BYTES + BESIDES_BYTES);
+    assert_others_are_served(&server);
+    assert_refused(&server.client().request("GET", &cold_page(0), &[], b""));
+    drop((stalled, sender));
+    connection.abort();
+    // Over as soon as its socket is closed.
+    let _ = connection.await;
+    assert_cold_pages_come_again(&server);
+}
