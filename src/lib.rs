@@ -72,7 +72,7 @@ pub mod telemetry;
 
 pub use crate::config::{AcidBackend, Config, ConfigError, ConfigLoadOptions, StorageMode};
 pub use crate::engine::api::Health;
-pub use crate::engine::{AcidStorage, Engine, InMemoryStorage, Storage};
+pub use crate::engine::{AcidStorage, Engine, FileStorage, InMemoryStorage, Storage};
 pub use crate::http::{ConnectionScheme, DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready};
 pub use crate::storage::StorageError;
 /// Ends live reads: see [`build_router_with_ready`]. Of the crate `tokio-util`.

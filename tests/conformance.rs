@@ -51,6 +51,21 @@ fn acid_mode_with_5_shards_passes_the_public_suite() {
 }
 
 #[test]
+fn file_fast_mode_with_2_shards_passes_the_public_suite() {
+    plain("file-fast", 2);
+}
+
+#[test]
+fn file_durable_mode_with_1_shard_passes_the_public_suite() {
+    plain("file-durable", 1);
+}
+
+#[test]
+fn file_durable_mode_with_5_shards_passes_the_public_suite() {
+    plain("file-durable", 5);
+}
+
+#[test]
 fn https_passes_the_public_suite() {
     let _turn = take_turn();
     let directory = TempDir::new().expect("a temporary directory can be made");

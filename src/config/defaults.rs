@@ -47,7 +47,7 @@ impl Config {
 pub(crate) fn max_stream_bytes(mode: StorageMode) -> Option<u64> {
     match mode {
         StorageMode::Memory => Some(10 * MIB),
-        StorageMode::Acid => None,
+        StorageMode::FileFast | StorageMode::FileDurable | StorageMode::Acid => None,
     }
 }
 
@@ -110,6 +110,8 @@ impl Default for StorageConfig {
             acid_two_phase_commit: false,
             cache_bytes: 256 * MIB,
             journal_bytes: 32 * MIB,
+            rewrite_bytes_per_sec: 32 * MIB,
+            flush_interval: Duration::from_millis(200),
             min_free_disk_bytes: 64 * MIB,
         }
     }

@@ -140,6 +140,11 @@ pub struct StorageConfig {
     /// Journal size in bytes per shard at which settling starts; at most a quarter of the shard's share of
     /// [`LimitsConfig::max_disk_bytes`] takes effect.
     pub journal_bytes: u64,
+    /// Bytes per second and shard that rewriting of segments may read and write; 0 = segments are never rewritten, so that
+    /// disk is given back only by segments that are dead as a whole.
+    pub rewrite_bytes_per_sec: u64,
+    /// With [`StorageMode::FileFast`], the longest time for which an acknowledged change is not on stable storage.
+    pub flush_interval: Duration,
     /// Bytes that stay free on the file system of [`Self::data_dir`] (507 below it, for what needs room); 0 = all of it is
     /// used.
     pub min_free_disk_bytes: u64,
@@ -151,6 +156,10 @@ pub struct StorageConfig {
 pub enum StorageMode {
     /// RAM only.
     Memory,
+    /// Files of our own; what was acknowledged survives the end of the process, and of the machine once it was flushed.
+    FileFast,
+    /// Files of our own, fsynced before anything is acknowledged.
+    FileDurable,
     /// redb transactions.
     Acid,
 }

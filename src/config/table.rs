@@ -20,9 +20,6 @@ const HOUR_SECS: f64 = 3_600.0;
 /// Shortest time-out: a shorter one could only be a mistake about the unit.
 const TIMEOUT_SECS_MIN: f64 = 0.001;
 
-/// Why the file modes are refused. Kept apart from the mode names so that the sentence goes when the modes come.
-const FILE_MODES: &str = "is not available in this version, which has memory and acid";
-
 /// Every key, in the order of `config/default.toml`.
 pub static KEYS: &[Key] = &[
     // Before server.port, which changes only the port of it.
@@ -220,17 +217,21 @@ pub static KEYS: &[Key] = &[
     ),
     Key::new(
         "storage.mode",
-        "What a success answer promises: `memory` is gone with the process, `acid` is a redb transaction on disk",
+        "What a success answer promises: `memory` is gone with the process, `file-fast` with the machine unless flushed; \
+         `file-durable` is fsynced, `acid` a redb transaction on disk",
         Kind::Choice {
             words: &[
                 Word::new("memory", |d| d.config.storage.mode = StorageMode::Memory),
                 Word::new("acid", |d| d.config.storage.mode = StorageMode::Acid).also(&["redb"]),
-                Word::refused("file-fast", FILE_MODES).also(&["fast"]),
-                Word::refused("file-durable", FILE_MODES).also(&["file", "durable"]),
+                Word::new("file-fast", |d| d.config.storage.mode = StorageMode::FileFast).also(&["fast"]),
+                Word::new("file-durable", |d| d.config.storage.mode = StorageMode::FileDurable)
+                    .also(&["file", "durable"]),
             ],
         },
         |c| match c.storage.mode {
             StorageMode::Memory => Raw::text("memory"),
+            StorageMode::FileFast => Raw::text("file-fast"),
+            StorageMode::FileDurable => Raw::text("file-durable"),
             StorageMode::Acid => Raw::text("acid"),
         },
     ),
@@ -284,10 +285,22 @@ pub static KEYS: &[Key] = &[
         |c| whole(c.storage.journal_bytes),
     ),
     Key::new(
+        "storage.flush_interval_ms",
+        "Longest time in milliseconds for which a change is acknowledged and not fsynced, in file-fast",
+        count(1, 60_000, |d, n| d.config.storage.flush_interval = Duration::from_millis(n)),
+        |c| whole(u64::try_from(c.storage.flush_interval.as_millis()).unwrap_or(u64::MAX)),
+    ),
+    Key::new(
         "storage.min_free_disk_bytes",
         "Room that creations and appends leave on the disk of storage.data_dir (507), for what frees room; 0 = none",
         bytes(0, BYTES_MAX, |d, n| d.config.storage.min_free_disk_bytes = n),
         |c| whole(c.storage.min_free_disk_bytes),
+    ),
+    Key::new(
+        "storage.rewrite_bytes_per_sec",
+        "Pace per shard at which segments with little live content are rewritten to give disk back; 0 = never",
+        bytes(0, BYTES_MAX, |d, n| d.config.storage.rewrite_bytes_per_sec = n),
+        |c| whole(c.storage.rewrite_bytes_per_sec),
     ),
     Key::new(
         "tls.cert_path",

@@ -1,4 +1,4 @@
-//! Starting engines: [`InMemoryStorage`], [`AcidStorage`], or whichever a configuration asks for.
+//! Starting engines: [`InMemoryStorage`], [`FileStorage`], [`AcidStorage`], or whichever a configuration asks for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,10 @@ use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters};
 use crate::storage::committer::Committer;
-use crate::storage::{DiskUse, FreeSpaceProbe, OpenLog, RoomRule, RoomWatch, StorageError};
+use crate::storage::disk::{Disk, MemoryDisk};
+use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
+use crate::storage::layout::ShardCount;
+use crate::storage::{DiskUse, FreeSpaceProbe, OpenLog, OpenedShard, RoomRule, RoomWatch, StorageError};
 use crate::stream::append::StreamLimits;
 
 static ENGINES: AtomicU64 = AtomicU64::new(1);
@@ -31,6 +34,8 @@ static ENGINES: AtomicU64 = AtomicU64::new(1);
 pub struct EngineOptions {
     /// Where the time comes from.
     pub clock: Clock,
+    /// What holds all files instead of the data directory.
+    pub disk: Option<Arc<dyn Disk>>,
     /// What redb works on instead of files.
     pub backend: Option<TestBackend>,
     /// What is asked for the room on the disk, instead of its file system.
@@ -54,7 +59,13 @@ impl EngineOptions {
         self
     }
 
-    /// With redb on what the factory makes.
+    /// With all files on this disk, which nobody else may use meanwhile.
+    pub fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// With redb on what the factory makes; all else is on the disk, by default in RAM.
     pub fn with_backend(mut self, factory: BackendFactory) -> Self {
         self.backend = Some(TestBackend(factory));
         self
@@ -75,6 +86,9 @@ impl Engine {
     pub fn open(config: &Config) -> Result<Self, StorageError> {
         match config.storage.mode {
             StorageMode::Memory => InMemoryStorage::new(config).map(|storage| storage.0),
+            StorageMode::FileFast | StorageMode::FileDurable => {
+                FileStorage::open(config).map(|storage| storage.0)
+            }
             StorageMode::Acid => AcidStorage::open(config).map(|storage| storage.engine),
         }
     }
@@ -198,17 +212,20 @@ impl AcidStorage {
         acid.default_shards = cores();
         acid.cache_bytes = config.storage.cache_bytes;
         acid.two_phase_commit = config.storage.acid_two_phase_commit;
-        acid.backend = match (&options.backend, config.storage.acid_backend) {
-            (Some(test), _) => Backend::Factory(test.0.clone()),
-            (None, AcidBackend::InMemory) => Backend::InMemory,
-            (None, AcidBackend::File) => Backend::File,
+        acid.backend = match (&options.backend, &options.disk, config.storage.acid_backend) {
+            (Some(test), disk, _) => {
+                let disk = disk.clone().unwrap_or_else(|| Arc::new(MemoryDisk::new()));
+                Backend::Factory(test.0.clone(), disk)
+            }
+            (None, Some(disk), _) => Backend::Disk(disk.clone()),
+            (None, None, AcidBackend::InMemory) => Backend::InMemory,
+            (None, None, AcidBackend::File) => Backend::File,
         };
         acid.free_space.clone_from(&options.free_space);
         let log = Arc::new(AcidLog::new(acid)?);
         let counters = log.counters();
-        let room = room_rule(&config, log.shard_count());
-        let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &log, room);
-        let engine = Engine::start_cores(&config, log.shard_count(), options, prepare)?;
+        let shards = log.shard_count();
+        let engine = start_on(&config, options, shards, log)?;
         Ok(Self { engine, counters })
     }
 
@@ -223,26 +240,86 @@ impl AcidStorage {
     }
 }
 
+/// Streams in files of our own: an answer to a mutation is a write to the journal, with `file-durable` an fsynced one.
+#[derive(Clone, Debug)]
+pub struct FileStorage(Engine);
+
+impl FileStorage {
+    /// Opens `storage.data_dir`, making it if need be, recovers what it holds, and starts the core threads. Whether
+    /// answers wait for an fsync is `storage.mode`'s concern; they do in all modes but [`StorageMode::FileFast`].
+    ///
+    /// # Errors
+    /// [`StorageError::Locked`] if another process uses the directory, [`StorageError::Layout`] if it was made for another
+    /// storage or shard count, and whatever the operating system has to say.
+    pub fn open(config: &Config) -> Result<Self, StorageError> {
+        Self::open_with(config, &EngineOptions::default())
+    }
+
+    /// The same with a clock or a disk of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(config: &Config, options: &EngineOptions) -> Result<Self, StorageError> {
+        let mut config = config.clone();
+        let is_fast = config.storage.mode == StorageMode::FileFast;
+        if !is_fast {
+            config.storage.mode = StorageMode::FileDurable;
+        }
+        let log = FileLog::new(FileOptions {
+            data_dir: config.storage.data_dir.clone(),
+            disk: options.disk.clone(),
+            shards: ShardCount { explicit: config.storage.acid_shard_count, default: cores() },
+            sync: if is_fast { SyncPolicy::OnFlush } else { SyncPolicy::EachCommit },
+            flush_interval: config.storage.flush_interval,
+            free_space: options.free_space.clone(),
+            // Whoever brings a disk wants to know in which order it is used.
+            rewrite_on: if options.disk.is_some() { RewriteOn::Checkpoint } else { RewriteOn::Thread },
+        })?;
+        let shards = log.shard_count();
+        start_on(&config, options, shards, Arc::new(log)).map(Self)
+    }
+
+    /// The engine below.
+    pub fn engine(&self) -> &Engine {
+        &self.0
+    }
+}
+
+/// Starts an engine on storage that was taken, recovering all shards.
+fn start_on(
+    config: &Config,
+    options: &EngineOptions,
+    shards: usize,
+    opener: Arc<dyn OpenLog>,
+) -> Result<Engine, StorageError> {
+    let room = room_rule(config, shards);
+    let pace = config.storage.rewrite_bytes_per_sec;
+    let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &opener, room, pace);
+    Engine::start_cores(config, shards, options, prepare)
+}
+
 /// Recovers a shard and starts its commit thread.
 fn open_shard(
     shard: &mut Shard,
     shared: &Arc<Shared>,
-    log: &Arc<AcidLog>,
+    opener: &Arc<dyn OpenLog>,
     room: RoomRule,
+    rewrite_bytes_per_sec: u64,
 ) -> Result<(), StorageError> {
     let index = shard.index();
-    let (commits, recovered) = log.open(index)?;
-    let reader = commits.reader();
+    let OpenedShard { log, segments, recovered } = opener.open(index)?;
+    let reader = segments.clone();
     let mut watch = RoomWatch::new(index, room);
-    watch.look(&*commits);
-    shared.quotas.set_disk_use(index, DiskUse { taken: commits.disk_bytes(), room: watch.room() });
+    watch.look(&*log);
+    let taken = log.disk_bytes() + segments.disk_bytes();
+    shared.quotas.set_disk_use(index, DiskUse { taken, room: watch.room() });
     let report = {
         let shared = shared.clone();
-        Box::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
+        Arc::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
     };
-    let opener: Arc<dyn OpenLog> = log.clone();
-    let committer = Committer::spawn(index, opener, commits, watch, report)
-        .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
+    let committer =
+        Committer::spawn(index, opener.clone(), log, segments, rewrite_bytes_per_sec, watch, report)
+            .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
     shard.attach_committer(committer);
     shard.restore(recovered, reader)
 }
@@ -284,4 +361,5 @@ macro_rules! storage_by_engine {
 }
 
 storage_by_engine!(InMemoryStorage, engine);
+storage_by_engine!(FileStorage, engine);
 storage_by_engine!(AcidStorage, engine);

@@ -26,6 +26,6 @@ mod routing;
 pub(crate) mod shard;
 
 pub use api::Storage;
-pub use embed::{AcidStorage, EngineOptions, InMemoryStorage};
+pub use embed::{AcidStorage, EngineOptions, FileStorage, InMemoryStorage};
 pub use handle::Engine;
 pub use routing::{HASH_NAME, shard_of};

@@ -14,6 +14,8 @@ pub(super) fn text(server: &Server) -> String {
         StorageMode::Acid if config.storage.acid_backend == AcidBackend::InMemory => {
             "acid, in memory (nothing is kept after a stop)".to_owned()
         }
+        StorageMode::FileFast => format!("file-fast, in {}", config.storage.data_dir.display()),
+        StorageMode::FileDurable => format!("file-durable, in {}", config.storage.data_dir.display()),
         StorageMode::Acid => format!("acid, in {}", config.storage.data_dir.display()),
     };
     // A person types a name, and the default certificate of a test has one too.

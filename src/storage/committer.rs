@@ -17,17 +17,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-use super::{ColdReader, CommitLog, DiskUse, Group, OpenLog, Recovered, RoomWatch, StorageError};
+use super::segment::SegmentStore;
+use super::settler::{Hand, Settler};
+use super::{
+    Checkpoint, ColdReader, CommitLog, DiskUse, Group, OpenLog, OpenedShard, Recovered, RoomWatch,
+    StorageError,
+};
 
 /// Most bytes of frames and payload taken into one commit, give or take one group: bounds how long the first group of a
 /// batch waits for the others.
 const COMMIT_BYTES_MAX: usize = 4 << 20;
-/// A busy shard gets one reclaim step in after this many commits …
-const RECLAIM_AFTER_COMMITS: usize = 64;
-/// … or after this many bytes, so that removed streams free their disk under load too.
-const RECLAIM_AFTER_BYTES: usize = 8 << 20;
+/// How long nothing has to be committed before something is reclaimed: that may take its time.
+const RECLAIM_AFTER: Duration = Duration::from_millis(500);
 /// Pauses between attempts to open that fail.
 const REOPEN_DELAY_MIN: Duration = Duration::from_millis(50);
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +50,15 @@ pub(crate) enum Completion {
         through: u64,
         /// What the shard takes of its disk, and may take.
         disk: DiskUse,
+    },
+    /// A checkpoint that was handed to [`Committer::settle`] comes back without payload; or one that rewrites segments,
+    /// which nobody asked for. It is to ride on a group. Those of before a failure are not to be used after it, and none of
+    /// them comes after `Reopened`.
+    Prepared(Checkpoint),
+    /// The checkpoint of group number `group` is published: the content that it settled is read from segments.
+    Published {
+        /// Number of the group that carried it.
+        group: u64,
     },
     /// A commit, or the reclaim of removed payload, failed. Groups not reported durable are lost or not: only `Reopened`
     /// tells.
@@ -72,12 +84,13 @@ pub(crate) enum Completion {
     Closed,
 }
 
-/// Where completions go. Called on the commit thread; must not block.
-pub(crate) type Report = Box<dyn Fn(Completion) + Send>;
+/// Where completions go. Called on the commit thread and the settle thread; must not block.
+pub(crate) type Report = Arc<dyn Fn(Completion) + Send + Sync>;
 
 #[derive(Debug)]
 enum Order {
     Commit { failures_seen: u64, group: Group },
+    Settle { failures_seen: u64, checkpoint: Checkpoint },
     Close,
 }
 
@@ -89,7 +102,8 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread of shard number `shard` on `log`, which `opener` opened and `watch` has looked at.
+    /// Starts the commit thread of shard number `shard`, and the settle thread beside it, on what `opener` opened and
+    /// `watch` has looked at. Rewrites of segments keep to `rewrite_bytes_per_sec`.
     ///
     /// # Errors
     /// If the operating system gives no thread.
@@ -97,15 +111,20 @@ impl Committer {
         shard: usize,
         opener: Arc<dyn OpenLog>,
         log: Box<dyn CommitLog>,
+        segments: Arc<SegmentStore>,
+        rewrite_bytes_per_sec: u64,
         watch: RoomWatch,
         report: Report,
     ) -> io::Result<Self> {
         let (sender, orders) = unbounded();
-        let reported_disk = DiskUse { taken: log.disk_bytes(), room: watch.room() };
+        let start = Start { shard, rewrite_bytes_per_sec, report: Arc::clone(&report) };
+        let open = start.settler(log, segments)?;
+        let reported_disk = DiskUse { taken: open.disk_bytes(), room: watch.room() };
         let worker = Worker {
             shard,
             opener,
-            log: Some(log),
+            start,
+            open: Some(open),
             report,
             orders,
             durable_through: 0,
@@ -114,8 +133,6 @@ impl Committer {
             failures: 0,
             write_delay: Duration::ZERO,
             may_reclaim: true,
-            commits_since_reclaim: 0,
-            bytes_since_reclaim: 0,
             closing: false,
         };
         thread::Builder::new().name(format!("ds-commit-{shard}")).spawn(move || worker.run())?;
@@ -126,6 +143,11 @@ impl Committer {
     pub(crate) fn submit(&self, group: Group) {
         // The thread ends only after `Close`, and what comes after that is nobody's concern.
         let _ = self.orders.send(Order::Commit { failures_seen: self.failures_seen, group });
+    }
+
+    /// Has a checkpoint's payload written into a segment; it comes back as [`Completion::Prepared`]. One at a time.
+    pub(crate) fn settle(&self, checkpoint: Checkpoint) {
+        let _ = self.orders.send(Order::Settle { failures_seen: self.failures_seen, checkpoint });
     }
 
     /// To be called exactly once for each failure, when [`Completion::Reopened`] is handled and before anything is submitted
@@ -141,11 +163,42 @@ impl Committer {
     }
 }
 
+/// A shard's storage at work.
+struct Open {
+    /// First, so that the thread has ended before what it works on is closed.
+    settler: Settler,
+    log: Box<dyn CommitLog>,
+    segments: Arc<SegmentStore>,
+}
+
+impl Open {
+    fn disk_bytes(&self) -> u64 {
+        self.log.disk_bytes() + self.segments.disk_bytes()
+    }
+}
+
+/// What a settle thread is started with.
+struct Start {
+    shard: usize,
+    rewrite_bytes_per_sec: u64,
+    report: Report,
+}
+
+impl Start {
+    fn settler(&self, log: Box<dyn CommitLog>, segments: Arc<SegmentStore>) -> io::Result<Open> {
+        let report = Arc::clone(&self.report);
+        let hand: Hand = Arc::new(move |checkpoint| report(Completion::Prepared(checkpoint)));
+        let settler = Settler::spawn(self.shard, Arc::clone(&segments), self.rewrite_bytes_per_sec, hand)?;
+        Ok(Open { settler, log, segments })
+    }
+}
+
 struct Worker {
     shard: usize,
     opener: Arc<dyn OpenLog>,
+    start: Start,
     /// `None` only while it is being reopened, or after that was given up because of `closing`.
-    log: Option<Box<dyn CommitLog>>,
+    open: Option<Open>,
     report: Report,
     orders: Receiver<Order>,
     /// Number of the last group that this thread committed.
@@ -157,8 +210,6 @@ struct Worker {
     write_delay: Duration,
     /// Whether removed streams may have left something behind.
     may_reclaim: bool,
-    commits_since_reclaim: usize,
-    bytes_since_reclaim: usize,
     closing: bool,
 }
 
@@ -170,37 +221,40 @@ impl Worker {
             if !groups.is_empty() {
                 self.commit(groups, bytes);
             }
-            let due = self.commits_since_reclaim >= RECLAIM_AFTER_COMMITS
-                || self.bytes_since_reclaim >= RECLAIM_AFTER_BYTES;
-            if due && self.may_reclaim && !self.closing {
-                self.reclaim();
+            self.flush_if_due();
+            if self.open.as_ref().is_some_and(|open| open.settler.has_ended()) {
+                // Nothing would be settled any more, and the journal would grow.
+                self.fail(&StorageError::Database {
+                    context: "settling".to_owned(),
+                    message: "the settle thread panicked".to_owned(),
+                });
             }
         }
-        let Self { opener, log, report, .. } = self;
+        let Self { opener, open, start, report, .. } = self;
         // Whoever hears of the closing may open the same data directory at once.
-        close_log(log);
+        close(open);
+        drop(start);
         drop(opener);
         report(Completion::Closed);
     }
 
-    /// The next order; until there is one, reclaims, and then looks for room if that is scarce. `None` = there will not be
-    /// any.
+    /// The next order. If there is none for a while, reclaims, and looks for room if that is scarce. `None` = there will
+    /// not be any.
     fn next_order(&mut self) -> Option<Order> {
-        while self.may_reclaim && !self.closing {
-            match self.orders.try_recv() {
-                Ok(order) => return Some(order),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => self.reclaim(),
-            }
-        }
         while !self.closing {
-            let Some(pause) = self.watch.pause() else { return self.orders.recv().ok() };
+            let reclaim = self.may_reclaim.then_some(RECLAIM_AFTER);
+            let flush = self.flush_due().map(|due| due.saturating_duration_since(Instant::now()));
+            let Some(pause) = reclaim.into_iter().chain(self.watch.pause()).chain(flush).min() else {
+                return self.orders.recv().ok();
+            };
             match self.orders.recv_timeout(pause) {
                 Ok(order) => return Some(order),
                 Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if self.flush_if_due() => {}
+                Err(RecvTimeoutError::Timeout) if self.may_reclaim => self.reclaim(),
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Some(log) = &self.log {
-                        self.watch.look(&**log);
+                    if let Some(open) = &self.open {
+                        self.watch.look(&*open.log);
                     }
                     self.report_disk();
                 }
@@ -209,10 +263,26 @@ impl Worker {
         None
     }
 
+    fn flush_due(&self) -> Option<Instant> {
+        self.open.as_ref()?.log.flush_due()
+    }
+
+    /// Flushes the log if it is time. Says whether it was.
+    fn flush_if_due(&mut self) -> bool {
+        if self.flush_due().is_none_or(|due| due > Instant::now()) {
+            return false;
+        }
+        let Some(open) = &mut self.open else { return false };
+        if let Err(error) = guarded(|| open.log.flush()) {
+            self.fail(&error);
+        }
+        true
+    }
+
     /// Says what the log takes of its disk and may take, if that has changed.
     fn report_disk(&mut self) {
-        let Some(log) = &self.log else { return };
-        let disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
+        let Some(open) = &self.open else { return };
+        let disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
         if disk != self.reported_disk {
             self.reported_disk = disk;
             (self.report)(Completion::Durable { through: self.durable_through, disk });
@@ -230,7 +300,12 @@ impl Worker {
                     bytes += bytes_of(&group);
                     groups.push(group);
                 }
-                Order::Commit { .. } => {}
+                Order::Settle { failures_seen, checkpoint } if failures_seen == self.failures => {
+                    if let Some(open) = &self.open {
+                        open.settler.settle(checkpoint);
+                    }
+                }
+                Order::Commit { .. } | Order::Settle { .. } => {}
                 Order::Close => {
                     self.closing = true;
                     break;
@@ -246,31 +321,48 @@ impl Worker {
 
     fn commit(&mut self, mut groups: Vec<Group>, bytes: usize) {
         let through = groups.last().map_or(0, |group| group.seq);
-        let Some(log) = &mut self.log else { return };
-        match guarded(|| log.commit(&mut groups)) {
-            Ok(()) => {
-                self.durable_through = through;
-                self.watch.wrote(bytes, &**log);
-                self.reported_disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
-                (self.report)(Completion::Durable { through, disk: self.reported_disk });
-                self.write_delay = Duration::ZERO;
-                self.may_reclaim |= groups.iter().any(removes_streams);
-                self.commits_since_reclaim += 1;
-                self.bytes_since_reclaim += bytes;
+        let Some(open) = &mut self.open else { return };
+        if let Err(error) = guarded(|| open.log.commit(&mut groups)) {
+            return self.fail(&error);
+        }
+        self.durable_through = through;
+        self.watch.wrote(bytes, &*open.log);
+        self.reported_disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
+        (self.report)(Completion::Durable { through, disk: self.reported_disk });
+        self.write_delay = Duration::ZERO;
+        self.may_reclaim |= groups.iter().any(frees_disk);
+        groups.retain(|group| group.checkpoint.is_some());
+        if !groups.is_empty() {
+            self.publish(groups);
+        }
+    }
+
+    /// Groups with checkpoints are durable.
+    fn publish(&mut self, mut groups: Vec<Group>) {
+        let Some(open) = &mut self.open else { return };
+        let published = guarded(|| {
+            open.log.checkpoint(&mut groups)?;
+            for group in groups {
+                let Some(checkpoint) = group.checkpoint else { continue };
+                open.segments.publish(checkpoint.to_publish, &checkpoint.segments_removed)?;
+                open.segments.forget(&checkpoint.removed);
+                (self.report)(Completion::Published { group: group.seq });
+                open.settler.look(!checkpoint.segments_removed.is_empty());
             }
-            Err(error) => self.fail(&error),
+            Ok(())
+        });
+        if let Err(error) = published {
+            self.fail(&error);
         }
     }
 
     fn reclaim(&mut self) {
-        let Some(log) = &mut self.log else { return };
-        self.commits_since_reclaim = 0;
-        self.bytes_since_reclaim = 0;
-        match guarded(|| log.reclaim()) {
+        let Some(open) = &mut self.open else { return };
+        match guarded(|| open.log.reclaim()) {
             Ok(more) => {
                 self.may_reclaim = more;
                 // The last step tells what all of it brought.
-                self.watch.wrote(if more { 0 } else { usize::MAX }, &**log);
+                self.watch.wrote(if more { 0 } else { usize::MAX }, &*open.log);
                 self.report_disk();
             }
             Err(error) => self.fail(&error),
@@ -280,7 +372,7 @@ impl Worker {
     fn fail(&mut self, error: &StorageError) {
         self.failures += 1;
         (self.report)(Completion::Failed { error: error.to_string() });
-        close_log(self.log.take());
+        close(self.open.take());
         if matches!(error, StorageError::DiskFull(_)) {
             self.watch.ran_out();
         }
@@ -291,12 +383,12 @@ impl Worker {
                 return;
             }
             reopen_delay = (reopen_delay * 2).clamp(REOPEN_DELAY_MIN, REOPEN_DELAY_MAX);
-            match guarded(|| self.opener.open(self.shard)) {
-                Ok((log, recovered)) => {
-                    let reader = log.reader();
-                    self.watch.look(&*log);
-                    self.reported_disk = DiskUse { taken: log.disk_bytes(), room: self.watch.room() };
-                    self.log = Some(log);
+            match guarded(|| self.reopen()) {
+                Ok((open, recovered)) => {
+                    let reader = Arc::clone(&open.segments) as Arc<dyn ColdReader>;
+                    self.watch.look(&*open.log);
+                    self.reported_disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
+                    self.open = Some(open);
                     self.may_reclaim = true;
                     (self.report)(Completion::Reopened { recovered, reader, disk: self.reported_disk });
                     thread::sleep(self.write_delay);
@@ -308,12 +400,21 @@ impl Worker {
         }
     }
 
+    fn reopen(&self) -> Result<(Open, Recovered), StorageError> {
+        let OpenedShard { log, segments, recovered } = self.opener.open(self.shard)?;
+        let open = self
+            .start
+            .settler(log, segments)
+            .map_err(|source| StorageError::Io { context: "starting a settle thread".to_owned(), source })?;
+        Ok((open, recovered))
+    }
+
     /// Waits, dropping all groups that come in: the shard cannot know yet what they would be based on.
     fn drop_orders_for(&mut self, pause: Duration) {
         let deadline = Instant::now() + pause;
         loop {
             match self.orders.recv_deadline(deadline) {
-                Ok(Order::Commit { .. }) => {}
+                Ok(Order::Commit { .. } | Order::Settle { .. }) => {}
                 Ok(Order::Close) | Err(RecvTimeoutError::Disconnected) => {
                     self.closing = true;
                     return;
@@ -325,20 +426,22 @@ impl Worker {
 }
 
 fn bytes_of(group: &Group) -> usize {
-    let settled = group.checkpoint.iter().flat_map(|checkpoint| &checkpoint.streams);
-    let settled = settled
-        .map(|stream| stream.record.len() + stream.payload.iter().map(bytes::Bytes::len).sum::<usize>());
-    group.frames.len() + settled.sum::<usize>()
+    let records = group.checkpoint.iter().flat_map(|checkpoint| &checkpoint.streams);
+    group.frames.len() + records.map(|stream| stream.record.len()).sum::<usize>()
 }
 
-fn removes_streams(group: &Group) -> bool {
-    group.checkpoint.as_ref().is_some_and(|checkpoint| !checkpoint.removed.is_empty())
+fn frees_disk(group: &Group) -> bool {
+    group.checkpoint.as_ref().is_some_and(|checkpoint| {
+        !checkpoint.removed.is_empty()
+            || !checkpoint.segments_removed.is_empty()
+            || checkpoint.trim_before > 0
+    })
 }
 
-fn close_log(log: Option<Box<dyn CommitLog>>) {
+fn close(open: Option<Open>) {
     // What fails here fails at the next opening too, where it is reported.
     let _ = guarded(|| {
-        drop(log);
+        drop(open);
         Ok(())
     });
 }

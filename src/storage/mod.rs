@@ -5,6 +5,11 @@
 //!   ───────────────────                         ─────────────
 //!   Group { frames, checkpoint } ──crossbeam──►  CommitLog::commit(all that queued up)   one atomic, durable step
 //!   Completion::Durable { through }  ◄─────────  one callback per step
+//!
+//!                                                settle thread
+//!                                                ─────────────
+//!   Checkpoint with payload ───────────────────► payload written into a segment
+//!   Checkpoint naming it ◄────────────────────── and back, to ride on a group
 //! ```
 //!
 //! * `codec`: the integers, strings and options that both formats below are made of.
@@ -12,113 +17,165 @@
 //! * `record`: a stream's checkpointed state, byte for byte.
 //! * `tail`: the recent bytes of a stream in RAM.
 //! * `committer`: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
+//! * `settler`: the settle thread: writes content into segments, and rewrites segments, away from commits.
+//! * `segment`: immutable files of content, shared by many streams.
+//! * [`disk`]: the files of a data directory, behind a trait.
 //! * `room`: what room there is on the disk, and when the commit thread looks.
-//! * [`acid`]: journal, records and settled payload in one redb database per shard.
+//! * [`acid`]: journal and catalog in one redb database per shard.
+//! * `file`: journal and catalog in files of our own.
 //!
 //! Storage knows stream ids, positions and opaque bytes. It knows no protocol rules and no runtime.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
 pub use room::{DiskRoom, FreeSpaceProbe};
 pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
+pub(crate) use segment::SegmentMeta;
+use segment::{PreparedSegment, SegmentStore};
 
 pub mod acid;
 pub(crate) mod codec;
 pub(crate) mod committer;
+pub mod disk;
+pub(crate) mod file;
 pub(crate) mod frame;
+pub(crate) mod layout;
 pub(crate) mod record;
 mod room;
+pub(crate) mod segment;
+pub(crate) mod settler;
 pub(crate) mod tail;
+
+/// Most shards of one data directory.
+pub const SHARDS_MAX: usize = 256;
 
 /// One unit of durability: everything a shard accepted since its previous group.
 #[derive(Debug, Default)]
-pub struct Group {
+pub(crate) struct Group {
     /// Number of the group, strictly increasing within a shard, across restarts.
-    pub seq: u64,
+    pub(crate) seq: u64,
     /// Encoded frames, one after the other. May be empty when only a checkpoint is carried.
-    pub frames: Vec<u8>,
-    /// State to settle in the same atomic step.
-    pub checkpoint: Option<Checkpoint>,
+    pub(crate) frames: Vec<u8>,
+    /// What becomes part of the catalog in the same atomic step, or right after it.
+    pub(crate) checkpoint: Option<Checkpoint>,
 }
 
-/// State of some streams as of the end of the group that carries it, and what that makes superfluous.
+/// A change of the catalog: state of some streams as of the end of an earlier group, with their content in a segment, and
+/// what that makes superfluous.
 #[derive(Debug, Default)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Streams whose state and payload are settled.
-    pub streams: Vec<StreamCheckpoint>,
-    /// Streams that no longer exist: record, producers and payload go, payload perhaps later and in pieces.
-    pub removed: Vec<u64>,
+    pub(crate) streams: Vec<StreamCheckpoint>,
+    /// Streams that no longer exist: record and producers go, and with them the claim to content in segments.
+    pub(crate) removed: Vec<u64>,
+    /// Segments that have become part of the catalog.
+    pub(crate) segments_added: Vec<SegmentMeta>,
+    /// Segments that are part of it no more: nothing in them is needed, or what is needed has been rewritten.
+    pub(crate) segments_removed: Vec<u64>,
     /// Journal groups below this number are no longer needed once the checkpoint is durable.
-    pub trim_before: u64,
+    pub(crate) trim_before: u64,
     /// No stream id at or above this one has been given out.
-    pub next_stream_id: u64,
+    pub(crate) next_stream_id: u64,
+    /// No segment id at or above this one has been given out.
+    pub(crate) next_segment_id: u64,
+    /// Number above that of the group that carries this.
+    pub(crate) next_group: u64,
+    /// What readers find in the segments that are added, once that is so.
+    pub(crate) to_publish: Vec<PreparedSegment>,
 }
 
 /// One stream's part of a [`Checkpoint`].
 #[derive(Debug)]
-pub struct StreamCheckpoint {
+pub(crate) struct StreamCheckpoint {
     /// Stream id.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Encoded `record`, replacing the previous one.
-    pub record: Vec<u8>,
+    pub(crate) record: Vec<u8>,
     /// Producers that changed since the stream's previous checkpoint: (producer id, epoch, last sequence number).
-    pub producers: Vec<(Bytes, u64, u64)>,
+    pub(crate) producers: Vec<(Bytes, u64, u64)>,
     /// Position of the first byte of `payload`; equals the end of what was settled before.
-    pub start: u64,
-    /// Content to settle. Every piece begins at a message boundary.
-    pub payload: Vec<Bytes>,
+    pub(crate) start: u64,
+    /// Position after its last byte.
+    pub(crate) end: u64,
+    /// Content to settle, until it is written. Every piece begins at a message boundary.
+    pub(crate) payload: Vec<Bytes>,
 }
 
 /// What a shard's storage holds at opening.
 #[derive(Debug, Default)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// Checkpointed streams.
-    pub streams: Vec<RecoveredStream>,
+    pub(crate) streams: Vec<RecoveredStream>,
     /// Journal groups in order: (seq, frames). Some may already be contained in the checkpoints.
-    pub groups: Vec<(u64, Bytes)>,
+    pub(crate) groups: Vec<(u64, Bytes)>,
     /// From the last checkpoint; 0 if there is none.
-    pub next_stream_id: u64,
+    pub(crate) next_stream_id: u64,
     /// A number above that of every group ever committed.
-    pub next_group: u64,
+    pub(crate) next_group: u64,
 }
 
 /// One checkpointed stream.
 #[derive(Debug)]
-pub struct RecoveredStream {
+pub(crate) struct RecoveredStream {
     /// Stream id.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Encoded `record`.
-    pub record: Bytes,
+    pub(crate) record: Bytes,
     /// All producers: (producer id, epoch, last sequence number).
-    pub producers: Vec<(Bytes, u64, u64)>,
+    pub(crate) producers: Vec<(Bytes, u64, u64)>,
 }
 
-/// The write side of one shard's storage. Used by the commit thread only; may block.
-pub trait CommitLog: Send {
+/// The write side of one shard's journal and catalog. Used by the commit thread only; may block.
+pub(crate) trait CommitLog: Send {
     /// Makes all of `groups` durable in one atomic step. After an error nothing may be assumed of them, and the log
     /// takes no further commits: it has to be opened again.
     fn commit(&mut self, groups: &mut [Group]) -> Result<(), StorageError>;
-    /// Frees a bounded amount of what removed streams left behind. `Ok(true)` = there is more.
-    fn reclaim(&mut self) -> Result<bool, StorageError>;
-    /// The read side.
-    fn reader(&self) -> Arc<dyn ColdReader>;
-    /// Bytes of disk in use: less than the files take once something was removed, as its room is used again.
+    /// Makes the checkpoints of groups that [`Self::commit`] made durable part of the catalog, where that is a step of its
+    /// own. The groups have been acknowledged by then. An error is one of a commit.
+    fn checkpoint(&mut self, groups: &mut [Group]) -> Result<(), StorageError> {
+        let _ = groups;
+        Ok(())
+    }
+    /// When [`Self::flush`] has to be called; `None` = it need not be.
+    fn flush_due(&self) -> Option<Instant> {
+        None
+    }
+    /// Makes what was committed safe from more than commits do. An error is one of a commit.
+    fn flush(&mut self) -> Result<(), StorageError> {
+        Ok(())
+    }
+    /// Called when there is nothing to commit: gives back disk that is not needed any more, a bounded amount of it. `Ok(true)` = there is more.
+    fn reclaim(&mut self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+    /// Bytes of disk that journal and catalog need: less than their files take once something was removed.
     fn disk_bytes(&self) -> u64;
     /// Room on the disk. Asks the file system: not for every commit. `None` = there is no disk, or nobody can tell.
     fn disk_room(&self) -> Option<DiskRoom>;
 }
 
+/// A shard's storage, as it was opened.
+pub(crate) struct OpenedShard {
+    /// Journal and catalog.
+    pub(crate) log: Box<dyn CommitLog>,
+    /// Content.
+    pub(crate) segments: Arc<SegmentStore>,
+    /// What journal and catalog hold.
+    pub(crate) recovered: Recovered,
+}
+
 /// Opens shards: at start, and again after a failed commit.
-pub trait OpenLog: Send + Sync + fmt::Debug {
+pub(crate) trait OpenLog: Send + Sync + fmt::Debug {
     /// Opens one shard and says what it holds. Idempotent: a crash during it loses nothing.
-    fn open(&self, shard: usize) -> Result<(Box<dyn CommitLog>, Recovered), StorageError>;
+    fn open(&self, shard: usize) -> Result<OpenedShard, StorageError>;
 }
 
 /// The read side of one shard's settled payload. Blocks on disk: never call it on a core thread.
-pub trait ColdReader: Send + Sync + fmt::Debug {
+pub(crate) trait ColdReader: Send + Sync + fmt::Debug {
     /// Hands the settled bytes `from..to` of a stream to `take`, in order and in pieces of any size.
     /// [`StorageError::Missing`] if any of them is not there; what was handed out before is of no use then.
     fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError>;

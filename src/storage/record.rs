@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! record := version (1 byte, = 1)
+//!           base, settled end, tail (varints): content from the base to the settled end is in segments
 //!           name, content type, lifetime, time of the last renewal
-//!           base, settled end, tail (varints): content below the settled end is in the payload store
 //!           group (varint): the journal group up to whose end this is the state
 //!           flags (1 byte): 1 = closed, 2 = closed by a producer, 4 = soft-deleted, 8 = Stream-Seq, 16 = fork
 //!           [producer that closed it] [Stream-Seq] [fork]
@@ -12,6 +12,8 @@
 //!
 //! The settled end always equals the tail at present: a checkpoint settles all that there is. It is written apart so
 //! that a later version may leave some payload to the journal.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -45,13 +47,13 @@ pub(crate) struct Record {
 pub(crate) fn encode(name: &StreamName, state: &StreamState, group: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + name.as_str().len());
     out.put_byte(VERSION);
+    out.put_varint(state.base());
+    out.put_varint(state.tail);
+    out.put_varint(state.tail);
     out.put_string(name.as_str().as_bytes());
     out.put_string(state.content_type.as_str().as_bytes());
     out.put_lifetime(state.lifetime.as_ref());
     out.put_time(state.renewed_at_ms);
-    out.put_varint(state.base());
-    out.put_varint(state.tail);
-    out.put_varint(state.tail);
     out.put_varint(group);
     let closed_by = match &state.closure {
         Closure::Open => None,
@@ -86,19 +88,28 @@ pub(crate) fn encode(name: &StreamName, state: &StreamState, group: u64) -> Vec<
     out
 }
 
+/// Positions of the content that a record says is in segments. Looks at nothing else of it.
+pub(crate) fn settled_range(bytes: &Bytes) -> Result<Range<u64>, StorageError> {
+    let mut record = Take::new(bytes.clone(), "stream record");
+    if record.byte()? != VERSION {
+        return Err(record.corrupt("unknown version"));
+    }
+    Ok(record.varint()?..record.varint()?)
+}
+
 /// Decodes a record.
 pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
     let mut record = Take::new(bytes, "stream record");
     if record.byte()? != VERSION {
         return Err(record.corrupt("unknown version"));
     }
+    let base = record.varint()?;
+    let settled = record.varint()?;
+    let tail = record.varint()?;
     let name = record.name()?;
     let content_type = record.content_type()?;
     let lifetime = record.lifetime()?;
     let at_ms = record.time()?;
-    let base = record.varint()?;
-    let settled = record.varint()?;
-    let tail = record.varint()?;
     let group = record.varint()?;
     let flags = record.byte()?;
     if flags & !FLAGS != 0 {

@@ -64,7 +64,7 @@ fn numbers_of_a_wrong_type_are_refused() {
     let text = file("[limits]\nmax_streams = [1, \"a\"]\n").error();
     assert!(text.starts_with("default.toml: limits.max_streams = [1, \"a\"]: must be"), "{text}");
     let text = file("[storage]\nmode = 1\n").error();
-    assert_eq!(text, "default.toml: storage.mode = 1: must be one of memory, acid");
+    assert_eq!(text, "default.toml: storage.mode = 1: must be one of memory, file-fast, file-durable, acid");
 }
 
 #[test]
@@ -132,12 +132,16 @@ fn an_overridden_value_does_not_matter() {
 }
 
 #[test]
-fn the_file_modes_are_known_but_not_available() {
-    for mode in ["file-fast", "file-durable"] {
-        let expected = format!(
-            "DS_STORAGE__MODE: storage.mode = \"{mode}\": {mode} is not available in this version, which has memory and acid"
-        );
-        assert_eq!(env(&[("DS_STORAGE__MODE", mode)]).error(), expected);
+fn the_file_modes_have_the_spellings_of_other_servers_too() {
+    let modes = [
+        ("file-fast", StorageMode::FileFast),
+        ("fast", StorageMode::FileFast),
+        ("file-durable", StorageMode::FileDurable),
+        ("file", StorageMode::FileDurable),
+        ("durable", StorageMode::FileDurable),
+    ];
+    for (name, mode) in modes {
+        assert_eq!(env(&[("DS_STORAGE__MODE", name)]).load().unwrap().storage.mode, mode);
     }
 }
 

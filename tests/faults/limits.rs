@@ -7,7 +7,7 @@ use durable_streams_server::engine::api::{AppendError, CreateError, Storage, Una
 use futures_util::future::join_all;
 
 use crate::disk::{Calls, Fault};
-use crate::{Machine, append, within};
+use crate::{Machine, POLL, append, within};
 
 const RECORD_BYTES: usize = 50_000;
 
@@ -70,6 +70,44 @@ async fn a_disk_that_does_not_keep_up_is_said_so_and_what_was_taken_is_kept() {
     }
     machine.append("s", "there is room again").await.unwrap();
     machine.create("late").await.unwrap();
+    within(machine.store.shutdown()).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_settled_stays_in_the_journal_until_that_is_full() {
+    const JOURNAL_BYTES: usize = 20_000;
+    let mut machine = Machine::configured(1, 14, |config| {
+        config.storage.journal_bytes = 1_000;
+        config.limits.max_staged_bytes = JOURNAL_BYTES as u64;
+        config.limits.max_memory_bytes = 0;
+    });
+    machine.create("s").await.unwrap();
+    machine.create("doomed").await.unwrap();
+    machine.disks.break_files();
+    let overloaded = AppendError::Unavailable(Unavailable::Overloaded);
+    let mut taken = 0;
+    while let Ok(appended) = machine.append("s", vec![b'x'; 1_000]).await {
+        taken += 1_000;
+        assert_eq!(appended.tail, taken as u64);
+        assert!(taken <= JOURNAL_BYTES);
+    }
+    assert!(taken > JOURNAL_BYTES / 2, "{taken}");
+    assert_eq!(machine.append("s", "late").await, Err(overloaded.clone()));
+    let created = machine.create("late").await;
+    assert_eq!(created.err(), Some(CreateError::Unavailable(Unavailable::Overloaded)));
+    assert!(machine.store.health().is_ready(), "what was taken is safe, and can be read");
+    machine.delete("doomed").await.unwrap();
+    assert!(machine.content("s").await.unwrap() == vec![b'x'; taken]);
+    machine.disks.heal();
+    let taken_again = async {
+        while let Err(error) = machine.append("s", "x").await {
+            assert_eq!(error, overloaded);
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    within(taken_again).await;
+    machine.crash().await;
+    assert!(machine.content("s").await.unwrap() == vec![b'x'; taken + 1]);
     within(machine.store.shutdown()).await;
 }
 

@@ -172,7 +172,7 @@ fn open(config: &Config, disks: &Disks, clock: &Clock) -> Arc<AcidStorage> {
 }
 
 fn open_with(config: &Config, disks: &Disks, clock: &Clock, options: EngineOptions) -> Arc<AcidStorage> {
-    let options = options.with_clock(clock.clone()).with_backend(disks.factory());
+    let options = disks.put_below(options.with_clock(clock.clone()));
     Arc::new(AcidStorage::open_with(config, &options).expect("the disks work"))
 }
 

@@ -1,12 +1,15 @@
 //! Disks that other things fill up too: what needs room is refused before it runs out, what frees some goes on.
 
+use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use durable_streams_server::config::Config;
 use durable_streams_server::engine::api::{
-    AppendError, AppendRequest, CreateError, Full, Storage, Unavailable,
+    AppendError, AppendRequest, CreateError, Full, LookupError, ReadError, Storage, Unavailable,
 };
 use durable_streams_server::engine::{AcidStorage, EngineOptions};
 use durable_streams_server::storage::FreeSpaceProbe;
@@ -236,17 +239,32 @@ async fn bytes_on_their_way_to_the_disk_count() {
     }
 }
 
+/// What the files below take of their disk.
+fn taken(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).unwrap();
+    // A file may go while it is looked at.
+    let metas =
+        entries.filter_map(|entry| entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))).ok());
+    metas.map(|(path, meta)| if meta.is_dir() { taken(&path) } else { meta.blocks() * 512 }).sum()
+}
+
 #[tokio::test]
-async fn room_in_the_files_themselves_is_room() {
+async fn the_room_of_deleted_content_is_room() {
     const PIECE_BYTES: usize = 60_000;
+    const DELETED: usize = 9 * 20;
     let directory = tempfile::tempdir().unwrap();
     let mut config = Config::default();
     config.storage.data_dir = directory.path().to_owned();
     config.storage.acid_shard_count = Some(1);
     config.storage.journal_bytes = 64 << 10;
     config.storage.min_free_disk_bytes = MIN_FREE;
-    let room = Room::of(PLENTY);
-    let options = EngineOptions::default().with_free_space(room.probe());
+    config.limits.max_stream_bytes = None;
+    let size = Room::of(PLENTY);
+    let probe = {
+        let (size, path) = (size.clone(), directory.path().to_owned());
+        FreeSpaceProbe::new(move || Ok(size.0.load(Ordering::SeqCst).saturating_sub(taken(&path))))
+    };
+    let options = EngineOptions::default().with_free_space(probe);
     let store = AcidStorage::open_with(&config, &options).unwrap();
     let machine = Machine { store: Arc::new(store), ..Machine::start(1, 37) };
     let names: Vec<String> = (0..10).map(|index| format!("s-{index}")).collect();
@@ -256,29 +274,34 @@ async fn room_in_the_files_themselves_is_room() {
             machine.append(name, vec![b'x'; PIECE_BYTES]).await.unwrap();
         }
     }
-    let piece = || machine.append("s-9", vec![b'y'; PIECE_BYTES]);
-    room.set(1000);
-    within(async {
-        while piece().await.is_ok() {
-            tokio::time::sleep(POLL).await;
+    size.set(taken(directory.path()) + MIN_FREE);
+    let add = |pieces: usize| {
+        let machine = &machine;
+        async move {
+            let mut added = 0;
+            while added < pieces {
+                match machine.append("s-9", vec![b'y'; PIECE_BYTES]).await {
+                    Ok(_) => added += 1,
+                    Err(FULL) if pieces == usize::MAX => break,
+                    Err(error) => assert_eq!(error, FULL),
+                }
+                tokio::time::sleep(POLL).await;
+            }
+            added
         }
-    })
-    .await;
+    };
+    within(add(usize::MAX)).await;
     for name in &names[..9] {
         machine.delete(name).await.unwrap();
     }
-    within(async {
-        while let Err(error) = piece().await {
-            assert_eq!(error, FULL);
-            tokio::time::sleep(POLL).await;
-        }
-    })
-    .await;
-    let mut taken = 1;
-    while piece().await.is_ok() {
-        taken += 1;
-        assert!(taken < 9 * 20, "more was taken than had been deleted");
-    }
-    assert!(taken > 20, "only {taken} pieces were taken into the room of 180");
+    within(add(DELETED / 2)).await;
+    let more = within(add(usize::MAX)).await;
+    assert!(more < DELETED, "{more} and {} pieces were taken into the room of {DELETED}", DELETED / 2);
+    assert_eq!(within(machine.store.delete(crate::stream("s-0"))).await, Err(not_found()));
+    assert!(matches!(machine.content("s-0").await, Err(ReadError::Refused(_))));
     within(machine.store.shutdown()).await;
+}
+
+fn not_found() -> LookupError {
+    durable_streams_server::engine::api::LookupRefusal::NotFound.into()
 }

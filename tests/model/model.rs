@@ -114,7 +114,7 @@ impl Stream {
     }
 
     /// Earliest and latest end.
-    fn deadline(&self) -> Option<(i64, i64)> {
+    pub(crate) fn deadline(&self) -> Option<(i64, i64)> {
         match self.life.as_ref()? {
             Life::Ttl(seconds) => {
                 let window = i64::try_from(seconds * 1000).expect("windows in tests are short");

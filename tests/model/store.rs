@@ -40,7 +40,7 @@ pub(crate) fn open(setting: &Setting, below: &Below, clock: &Clock) -> Arc<dyn S
             Arc::new(InMemoryStorage::with_options(&config, &options).unwrap())
         }
         Below::Disks(disks) => {
-            let options = options.with_backend(disks.factory());
+            let options = disks.put_below(options);
             Arc::new(AcidStorage::open_with(&config, &options).unwrap())
         }
         Below::Directory(directory) => {

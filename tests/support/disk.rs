@@ -1,14 +1,18 @@
-//! Disks of RAM for redb: they fail, fill up, stall, and forget what was not synced.
+//! Disks of RAM for redb: they fail, fill up, stall, and forget what was not synced. And one for all other files, on which
+//! no more can be made if it is told so, and which is out of reach once the power is cut.
 //!
 //! Not a part of `support`, which starts the real binary: tests of the library include this file by its path.
 #![allow(dead_code)]
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::Duration;
 
+use durable_streams_server::engine::EngineOptions;
 use durable_streams_server::storage::acid::BackendFactory;
+use durable_streams_server::storage::disk::{Disk as FileDisk, DiskEntry, DiskFile, MemoryDisk, OpenMode};
 use redb::StorageBackend;
 
 /// What a disk writes or forgets as a whole.
@@ -16,23 +20,53 @@ const SECTOR_BYTES: usize = 512;
 
 /// The disks of all shards, and the life of the machine that they are in.
 #[derive(Debug)]
-pub(crate) struct Disks(Vec<Arc<Disk>>);
+pub(crate) struct Disks {
+    databases: Vec<Arc<Disk>>,
+    files: MemoryDisk,
+    machine: Arc<RwLock<Machine>>,
+}
+
+/// What decides on calls to the files.
+#[derive(Debug, Default)]
+struct Machine {
+    /// Number of its life.
+    life: u64,
+    /// Files cannot be made.
+    is_broken: bool,
+}
 
 impl Disks {
     /// Empty disks for that many shards. `seed` decides which unsynced sectors survive.
     pub(crate) fn new(shards: usize, seed: u64) -> Self {
         let disk = |index| Arc::new(Disk::new(seed.wrapping_add(index as u64)));
-        Self((0..shards).map(disk).collect())
+        let databases = (0..shards).map(disk).collect();
+        Self { databases, files: MemoryDisk::new(), machine: Arc::default() }
     }
 
-    /// The disk of one shard.
+    /// The disk of one shard's database.
     pub(crate) fn shard(&self, index: usize) -> &Disk {
-        &self.0[index]
+        &self.databases[index]
     }
 
-    /// Opens the disks for a storage that is about to start. It loses them with the next [`Disks::cut_power`].
-    pub(crate) fn factory(&self) -> BackendFactory {
-        let disks: Vec<_> = self.0.iter().map(|disk| (Arc::clone(disk), disk.lock().life)).collect();
+    /// Has a storage that is about to start work on these disks. It loses them with the next [`Disks::cut_power`].
+    pub(crate) fn put_below(&self, options: EngineOptions) -> EngineOptions {
+        options.with_backend(self.factory()).with_disk(self.files())
+    }
+
+    /// The files beside the databases: what is written to them is durable at once.
+    pub(crate) fn files(&self) -> Arc<dyn FileDisk> {
+        let life = self.machine.read().unwrap_or_else(PoisonError::into_inner).life;
+        let power = Power { life, machine: Arc::clone(&self.machine) };
+        Arc::new(Files { disk: self.files.clone(), power })
+    }
+
+    /// From now on no files can be made, until all is healed.
+    pub(crate) fn break_files(&self) {
+        self.machine.write().unwrap_or_else(PoisonError::into_inner).is_broken = true;
+    }
+
+    fn factory(&self) -> BackendFactory {
+        let disks: Vec<_> = self.databases.iter().map(|disk| (Arc::clone(disk), disk.lock().life)).collect();
         Arc::new(move |shard| {
             let (disk, life) = &disks[shard];
             let handle = disk.open(*life)?;
@@ -43,7 +77,10 @@ impl Disks {
     /// Ends all that uses the disks: nothing reaches them any more, and of what was not synced, any sectors are there
     /// and any are not.
     pub(crate) fn cut_power(&self) {
-        for disk in &self.0 {
+        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        *machine = Machine { life: machine.life + 1, is_broken: false };
+        drop(machine);
+        for disk in &self.databases {
             let mut state = disk.lock();
             state.life += 1;
             state.handle += 1;
@@ -57,27 +94,28 @@ impl Disks {
 
     /// From now on a sync takes that long, as it does on a disk that is not RAM.
     pub(crate) fn slow_down(&self, sync: Duration) {
-        self.0.iter().for_each(|disk| disk.lock().sync_takes = sync);
+        self.databases.iter().for_each(|disk| disk.lock().sync_takes = sync);
     }
 
     /// From now on syncs wait.
     pub(crate) fn stall_syncs(&self) {
-        self.0.iter().for_each(|disk| disk.stall_syncs());
+        self.databases.iter().for_each(|disk| disk.stall_syncs());
     }
 
     /// Lets the syncs go on.
     pub(crate) fn resume_syncs(&self) {
-        self.0.iter().for_each(|disk| disk.resume_syncs());
+        self.databases.iter().for_each(|disk| disk.resume_syncs());
     }
 
     /// Removes all faults. What has failed already stays failed until the shard is opened again.
     pub(crate) fn heal(&self) {
-        self.0.iter().for_each(|disk| disk.heal());
+        self.machine.write().unwrap_or_else(PoisonError::into_inner).is_broken = false;
+        self.databases.iter().for_each(|disk| disk.heal());
     }
 
     /// Calls that failed so far, on all disks.
     pub(crate) fn failures(&self) -> u64 {
-        self.0.iter().map(|disk| disk.lock().failures).sum()
+        self.databases.iter().map(|disk| disk.lock().failures).sum()
     }
 }
 
@@ -336,5 +374,110 @@ impl StorageBackend for Handle {
             state.pending.push((offset + at * SECTOR_BYTES, sector.to_vec()));
         }
         Ok(())
+    }
+}
+
+/// Whether what was opened in one of the machine's lives is still in reach.
+#[derive(Clone, Debug)]
+struct Power {
+    life: u64,
+    machine: Arc<RwLock<Machine>>,
+}
+
+impl Power {
+    /// The power is not cut before the guard is dropped.
+    fn on(&self) -> io::Result<RwLockReadGuard<'_, Machine>> {
+        let machine = self.machine.read().unwrap_or_else(PoisonError::into_inner);
+        if machine.life == self.life { Ok(machine) } else { Err(io::Error::other("the power is cut")) }
+    }
+}
+
+/// The files, for one life of the machine.
+#[derive(Debug)]
+struct Files {
+    disk: MemoryDisk,
+    power: Power,
+}
+
+impl FileDisk for Files {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let machine = self.power.on()?;
+        if mode == OpenMode::Create && machine.is_broken {
+            return Err(io::Error::other("no more files"));
+        }
+        let file = self.disk.open(path, mode)?;
+        Ok(Arc::new(PoweredFile { file, power: self.power.clone() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.disk.remove(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.disk.create_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
+        let _on = self.power.on()?;
+        self.disk.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.disk.sync_dir(dir)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+#[derive(Debug)]
+struct PoweredFile {
+    file: Arc<dyn DiskFile>,
+    power: Power,
+}
+
+impl DiskFile for PoweredFile {
+    fn len(&self) -> io::Result<u64> {
+        let _on = self.power.on()?;
+        self.file.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.file.read_at(offset, out)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.file.write_at(offset, data)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.file.sync_data()
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        let _on = self.power.on()?;
+        self.file.allocated_bytes()
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        let _on = self.power.on()?;
+        self.file.drop_cache()
     }
 }

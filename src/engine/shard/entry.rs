@@ -24,12 +24,12 @@ pub(super) struct Entry {
     pub(super) ending: bool,
     /// Start of a sliding window as storage knows it once everything staged is durable. Milliseconds since 1970.
     pub(super) stored_renewal_ms: i64,
-    /// Content below is settled; equals the base where there is nothing to settle to.
+    /// Content below is settled, or on its way; equals the base where there is nothing to settle to.
     pub(super) settled: u64,
-    /// Group of the last checkpoint; 0 = none.
+    /// Group as of which the last checkpoint is, begun or done; 0 = none.
     pub(super) settled_group: u64,
-    /// Waits to be settled.
-    pub(super) dirty: bool,
+    /// First group with something that no checkpoint has, begun or done; `None` = there is none.
+    pub(super) dirty_since: Option<u64>,
 }
 
 /// What readers see, and what a crash leaves.
@@ -59,7 +59,7 @@ impl Entry {
             stored_renewal_ms: state.renewed_at_ms,
             settled: base,
             settled_group: 0,
-            dirty: false,
+            dirty_since: None,
             state,
         }
     }
@@ -75,7 +75,7 @@ impl Entry {
             stored_renewal_ms: state.renewed_at_ms,
             settled,
             settled_group: group,
-            dirty: false,
+            dirty_since: None,
             state,
         }
     }

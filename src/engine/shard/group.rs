@@ -56,8 +56,6 @@ enum Effect {
     Removed { id: u64 },
     /// A child's pin holds.
     Pinned { child: StreamRef },
-    /// What a checkpoint settled may leave the RAM.
-    Settled { id: u64, end: u64 },
 }
 
 /// What waits for the group.
@@ -115,8 +113,8 @@ impl Shard {
         if self.committer.is_some() {
             if matches!(event, Event::Removed) {
                 self.settling.removed.push_back((id, group.seq));
-            } else if !entry.dirty {
-                entry.dirty = true;
+            } else if entry.dirty_since.is_none() {
+                entry.dirty_since = Some(group.seq);
                 self.settling.dirty.push_back((id, group.seq));
             }
             frame::encode(&mut group.frames, id, event);
@@ -150,9 +148,9 @@ impl Shard {
         outcome.waiting.push(waiting);
     }
 
-    /// The staged bytes leave no room for more.
+    /// What is staged leaves no room for more, or what is in the journal.
     pub(super) fn is_overloaded(&self) -> bool {
-        self.all_staged_bytes() > self.limits.staged_bytes_max
+        self.all_staged_bytes() > self.limits.staged_bytes_max || self.is_journal_full()
     }
 
     fn all_staged_bytes(&self) -> u64 {
@@ -163,7 +161,7 @@ impl Shard {
         self.shared.quotas.set_staged_bytes(self.index, self.all_staged_bytes());
     }
 
-    /// Hands the open group down, if there is anything in it or anything to settle.
+    /// Hands the open group down, if there is anything in it or anything that rides on it.
     pub(super) fn submit_group(&mut self) {
         if self.committer.is_none() {
             return self.complete_in_memory();
@@ -171,20 +169,20 @@ impl Shard {
         if matches!(self.phase, Phase::Recovering | Phase::Failed) {
             return;
         }
+        self.submit_one_group();
+        while self.settling.has_prepared() {
+            self.submit_one_group();
+        }
+    }
+
+    fn submit_one_group(&mut self) {
         self.settling.add_group(self.group.seq, self.group.frames.len() as u64);
         let checkpoint = self.checkpoint();
         if self.group.events == 0 && checkpoint.is_none() {
             return;
         }
-        let mut group = std::mem::replace(&mut self.group, OpenGroup::new(0));
+        let group = std::mem::replace(&mut self.group, OpenGroup::new(0));
         self.group.seq = group.seq + 1;
-        if let Some(checkpoint) = &checkpoint {
-            let settled = checkpoint.streams.iter().map(|stream| {
-                let bytes: usize = stream.payload.iter().map(bytes::Bytes::len).sum();
-                Effect::Settled { id: stream.id, end: stream.start + bytes as u64 }
-            });
-            group.outcome.effects.extend(settled);
-        }
         let bytes = group.frames.len() as u64;
         self.staged_bytes += bytes;
         self.submitted.push_back(SubmittedGroup { seq: group.seq, bytes, outcome: group.outcome });
@@ -217,6 +215,13 @@ impl Shard {
                 self.shared.quotas.set_disk_use(self.index, disk);
                 self.durable_through(through);
             }
+            // Those of a state that is gone are not to be used; a shard that stops needs them no more.
+            Completion::Prepared(checkpoint) => {
+                if matches!(self.phase, Phase::Working) {
+                    self.prepared(checkpoint);
+                }
+            }
+            Completion::Published { group } => self.published(group),
             Completion::Failed { error } => self.failed(&error),
             Completion::ReopenFailed { error } => {
                 error!(shard = self.index, error, "the shard could not be reopened; trying again");
@@ -264,7 +269,6 @@ impl Shard {
                 Effect::Pinned { child } => {
                     self.mail_shard(child.shard.into(), ForkMail::Pinned { child: child.id });
                 }
-                Effect::Settled { id, end } => self.settled(id, end),
             }
         }
         for waiting in outcome.waiting {
@@ -395,7 +399,6 @@ impl Shard {
                     self.doubtful_children.insert((fork.source_ref, self.stream_ref(*id)));
                 }
             }
-            Effect::Settled { .. } => {}
         }
     }
 }

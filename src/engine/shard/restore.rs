@@ -128,8 +128,8 @@ impl Shard {
     fn replayed(&mut self, id: u64, group: u64) {
         let entry = self.streams.get_mut(&id).expect("it was just replayed");
         entry.last_group = group;
-        if !entry.dirty {
-            entry.dirty = true;
+        if entry.dirty_since.is_none() {
+            entry.dirty_since = Some(group);
             self.settling.dirty.push_back((id, group));
         }
     }

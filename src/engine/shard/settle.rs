@@ -1,23 +1,29 @@
-//! Settling: moving state and content from the journal into their lasting place, a little with each group, so that the
-//! journal stays within its budget; and letting settled content leave the RAM.
+//! Settling: moving state and content from the journal into their lasting place, so that the journal stays within its
+//! budget; and letting settled content leave the RAM.
 //!
-//! Settling rides on groups that are committed anyway, in proportion to what they carry. A stream is settled whole, so
-//! one that took nearly all appends makes a large commit. A stream's checkpoint holds its state as of the end of the group that carries it.
+//! A checkpoint is made in three steps, one at a time. This core notes the state of the streams that have waited longest
+//! and hands it down with their content; the settle thread writes the content into a segment; what comes back rides on the
+//! next group. The state is as of the group that was open at the first step, and what happened to the streams since then
+//! is in the journal.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::engine::shard::Shard;
 use crate::storage::{Checkpoint, StreamCheckpoint, record};
 
-/// Settled content per group, at least; bytes.
-const PAYLOAD_BYTES_MIN: u64 = 256 * 1024;
-/// Streams settled per group, at least.
-const STREAMS_MIN: usize = 16;
-/// Part of the room on the disk that one group may settle content into, and that all journals may take: content of removed
-/// streams leaves the disk only with the journal that it is in, and settling needs room before it frees any.
+/// Content settled at one time, unless one stream has more; bytes.
+const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+/// Streams settled at one time: their records are written by the commit that carries the checkpoint, and each may cost
+/// it a page.
+const STREAMS_MAX: usize = 1024;
+/// Part of the room on the disk that one checkpoint may settle content into, and that all journals may take: content of
+/// removed streams leaves the disk only with the journal that it is in, and settling needs room before it frees any.
 const PART_OF_ROOM: u64 = 4;
 /// Journal that a shard keeps, however little room there is; bytes.
 const JOURNAL_BYTES_MIN: u64 = 64 * 1024;
+/// Journals this many times as large as they should be, and larger than what may be staged at one time, are not made any
+/// larger: segments cannot be written, or not as fast as content comes in.
+const JOURNAL_EXCESS_MAX: u64 = 4;
 /// Removed streams cleaned up per group.
 const REMOVALS_MAX: usize = 256;
 /// Notes on settled content beyond two for each stream that are let be.
@@ -26,10 +32,17 @@ const STALE_MAX: usize = 1024;
 /// What waits to be settled.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
-    /// Streams with something unsettled, by the first group that carries it.
+    /// Streams with something unsettled, by the first group that carries it. Others are stale: see
+    /// [`Shard::forget_stale_dirty`].
     pub(super) dirty: VecDeque<(u64, u64)>,
     /// Streams whose end is staged or durable, by the group that says so.
     pub(super) removed: VecDeque<(u64, u64)>,
+    /// The first group that streams need whose content is being written into a segment. `None` = there are none.
+    in_flight_since: Option<u64>,
+    /// Checkpoints that are to ride on the next groups.
+    prepared: VecDeque<Checkpoint>,
+    /// What checkpoints on their way settle, by the group that carries them: (stream, end).
+    unpublished: VecDeque<(u64, Vec<(u64, u64)>)>,
     /// Settled content that is still in RAM, oldest first: stream, end.
     kept: VecDeque<(u64, u64)>,
     /// Frames in the journal: the sum of `sizes`.
@@ -38,15 +51,13 @@ pub(super) struct Settling {
     pub(super) recent_bytes: u64,
     /// The journal's groups, to know what trimming frees: (group, bytes).
     sizes: VecDeque<(u64, u64)>,
-    /// Groups below are trimmed, or will be with a checkpoint that is on its way.
-    trimmed_before: u64,
 }
 
 impl Settling {
     fn trim_before(&self, open_group: u64) -> u64 {
-        let dirty = self.dirty.front().map_or(open_group + 1, |&(_, group)| group);
-        let removed = self.removed.front().map_or(open_group + 1, |&(_, group)| group);
-        dirty.min(removed)
+        let first = |queue: &VecDeque<(u64, u64)>| queue.front().map(|&(_, group)| group);
+        let needed = [first(&self.dirty), first(&self.removed), self.in_flight_since];
+        needed.into_iter().flatten().min().unwrap_or(open_group + 1)
     }
 
     /// A group that the journal holds, or is about to.
@@ -58,7 +69,6 @@ impl Settling {
     }
 
     fn trim(&mut self, before: u64) {
-        self.trimmed_before = before;
         while let Some(&(group, bytes)) = self.sizes.front()
             && group < before
         {
@@ -66,35 +76,76 @@ impl Settling {
             self.journal_bytes -= bytes;
         }
     }
+
+    /// Whether a checkpoint waits for a group.
+    pub(super) fn has_prepared(&self) -> bool {
+        !self.prepared.is_empty()
+    }
 }
 
 impl Shard {
-    /// What the open group should settle, if anything.
+    /// The checkpoint that the open group is to carry, if any. Begins the next one.
     pub(super) fn checkpoint(&mut self) -> Option<Checkpoint> {
         let group = self.group.seq;
-        let over_budget = self.settling.journal_bytes > self.journal_budget();
+        let prepared = self.settling.prepared.pop_front();
+        if prepared.as_ref().is_some_and(|checkpoint| !checkpoint.streams.is_empty()) {
+            self.settling.in_flight_since = None;
+        }
+        self.begin_checkpoint(group);
         let durable = self.durable_group;
         let ended = self.settling.removed.iter().take(REMOVALS_MAX);
         let removals = ended.take_while(|(_, group)| *group <= durable).count();
-        if !over_budget && removals == 0 {
+        if prepared.is_none() && removals == 0 {
             return None;
         }
-        let streams = if over_budget { self.settle_streams(group) } else { Vec::new() };
-        let removed: Vec<u64> = self.settling.removed.drain(..removals).map(|(id, _)| id).collect();
-        // Streams that ended need no settling, and must not keep the journal from being trimmed.
-        while let Some((id, _)) = self.settling.dirty.front()
-            && self.streams.get(id).is_none_or(|entry| entry.ending)
+        let mut checkpoint = prepared.unwrap_or_default();
+        checkpoint.removed.extend(self.settling.removed.drain(..removals).map(|(id, _)| id));
+        // A stream that ended meanwhile must not get a record again, nor keep its content.
+        let (settled, gone) = std::mem::take(&mut checkpoint.streams)
+            .into_iter()
+            .partition(|stream: &StreamCheckpoint| self.streams.contains_key(&stream.id));
+        checkpoint.streams = settled;
+        checkpoint.removed.extend(gone.iter().map(|stream| stream.id));
+        self.forget_stale_dirty();
+        checkpoint.trim_before = self.settling.trim_before(group);
+        checkpoint.next_stream_id = self.next_stream_id;
+        checkpoint.next_group = group + 1;
+        self.settling.trim(checkpoint.trim_before);
+        let settled = checkpoint.streams.iter().map(|stream| (stream.id, stream.end)).collect();
+        self.settling.unpublished.push_back((group, settled));
+        Some(checkpoint)
+    }
+
+    /// A checkpoint came back from the settle thread.
+    pub(super) fn prepared(&mut self, checkpoint: Checkpoint) {
+        self.settling.prepared.push_back(checkpoint);
+    }
+
+    /// The checkpoint that group number `group` carried is in force.
+    pub(super) fn published(&mut self, group: u64) {
+        while self.settling.unpublished.front().is_some_and(|(carrier, _)| *carrier <= group) {
+            let (_, settled) = self.settling.unpublished.pop_front().expect("it was just looked at");
+            for (id, end) in settled {
+                self.settled(id, end);
+            }
+        }
+    }
+
+    /// Whether the journal has grown far beyond its budget.
+    pub(super) fn is_journal_full(&self) -> bool {
+        // However small it is to be: what may be on its way to the disk is refused by nobody, and ends up in it.
+        let excess = self.limits.journal_bytes.saturating_mul(JOURNAL_EXCESS_MAX);
+        self.settling.journal_bytes > excess.max(self.limits.staged_bytes_max)
+    }
+
+    /// Streams that ended need no settling, and those that were settled since they were noted are noted again. Neither
+    /// must keep the journal from being trimmed.
+    fn forget_stale_dirty(&mut self) {
+        while let Some((id, group)) = self.settling.dirty.front()
+            && self.streams.get(id).is_none_or(|entry| entry.ending || entry.dirty_since != Some(*group))
         {
             self.settling.dirty.pop_front();
         }
-        let trim_before = self.settling.trim_before(group);
-        if streams.is_empty() && removed.is_empty() && trim_before <= self.settling.trimmed_before {
-            // Over the budget because of something that is not durable yet. Committing nothing would not help, and
-            // would come up again as soon as it is committed.
-            return None;
-        }
-        self.settling.trim(trim_before);
-        Some(Checkpoint { streams, removed, trim_before, next_stream_id: self.next_stream_id })
     }
 
     /// Journal size at which settling starts: what is configured, or less if the disk is small.
@@ -104,25 +155,41 @@ impl Shard {
         self.limits.journal_bytes.min(share.max(JOURNAL_BYTES_MIN))
     }
 
+    /// Hands the streams that have waited longest to the settle thread, if the journal asks for it and none are there.
+    fn begin_checkpoint(&mut self, group: u64) {
+        if self.settling.in_flight_since.is_some() || self.settling.journal_bytes <= self.journal_budget() {
+            return;
+        }
+        self.forget_stale_dirty();
+        let Some(&(_, first)) = self.settling.dirty.front() else { return };
+        // Without events the open group is not handed down now, and its number is for events to come.
+        let as_of = if self.group.events > 0 { group } else { group - 1 };
+        let streams = self.settle_streams(as_of);
+        if streams.is_empty() {
+            return;
+        }
+        self.settling.in_flight_since = Some(first);
+        if let Some(committer) = &self.committer {
+            committer.settle(Checkpoint { streams, ..Checkpoint::default() });
+        }
+    }
+
+    /// Notes the state of streams as of the end of group number `group`.
     fn settle_streams(&mut self, group: u64) -> Vec<StreamCheckpoint> {
-        let bytes_max = PAYLOAD_BYTES_MIN.max(2 * self.group.frames.len() as u64);
-        let streams_max = STREAMS_MIN.max(2 * self.group.events);
         let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
         let mut settled = Vec::new();
         let mut bytes = 0;
-        while settled.len() < streams_max && bytes < bytes_max {
+        while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
+            self.forget_stale_dirty();
             let Some(&(id, _)) = self.settling.dirty.front() else { break };
-            // Streams whose end is staged or durable are among the removed ones.
-            let entry = self.streams.get_mut(&id).filter(|entry| !entry.ending);
-            if entry.as_ref().is_some_and(|entry| bytes + (entry.state.tail - entry.settled) > fitting) {
+            let entry = self.streams.get_mut(&id).expect("one that is gone is stale");
+            let start = entry.settled;
+            bytes += entry.state.tail - start;
+            if bytes > fitting {
                 break;
             }
             self.settling.dirty.pop_front();
-            let Some(entry) = entry else { continue };
-            entry.dirty = false;
-            let start = entry.settled;
-            let payload = entry.recent.pieces(start);
-            bytes += entry.state.tail - start;
+            entry.dirty_since = None;
             let producers = entry
                 .state
                 .producers
@@ -131,15 +198,16 @@ impl Shard {
                 .map(|(id, producer)| (id.clone(), producer.epoch, producer.seq))
                 .collect();
             let record = record::encode(&entry.name, &entry.state, group);
+            let payload = entry.recent.pieces(start);
             entry.settled = entry.state.tail;
             entry.settled_group = group;
-            settled.push(StreamCheckpoint { id, record, producers, start, payload });
+            settled.push(StreamCheckpoint { id, record, producers, start, end: entry.settled, payload });
         }
         settled
     }
 
     /// Content up to `end` is settled, durably: it may leave the RAM when room is needed.
-    pub(super) fn settled(&mut self, id: u64, end: u64) {
+    fn settled(&mut self, id: u64, end: u64) {
         self.settling.kept.push_back((id, end));
         if self.settling.kept.len() > 2 * self.streams.len() + STALE_MAX {
             self.forget_stale_kept();

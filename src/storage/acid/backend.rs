@@ -5,8 +5,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use redb::backends::InMemoryBackend;
 use redb::{BackendError, StorageBackend};
+
+use crate::storage::disk::DiskFile;
 
 /// Makes the backend of a shard, by its index. For tests that inject faults below redb.
 pub type BackendFactory = Arc<dyn Fn(usize) -> io::Result<Box<dyn StorageBackend>> + Send + Sync>;
@@ -145,23 +146,23 @@ impl StorageBackend for CountingBackend {
     }
 }
 
-/// RAM that outlives the database opened on it, so that a shard without disk can be reopened as well.
+/// A file of the data directory. Nobody else has it: that is what the directory's lock is for.
 #[derive(Debug)]
-pub(super) struct SharedMemory(Arc<InMemoryBackend>);
+pub(super) struct DiskBackend(Arc<dyn DiskFile>);
 
-impl SharedMemory {
-    pub(super) fn new(memory: Arc<InMemoryBackend>) -> Self {
-        Self(memory)
+impl DiskBackend {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
+        Self(file)
     }
 }
 
-impl StorageBackend for SharedMemory {
+impl StorageBackend for DiskBackend {
     fn len(&self) -> io::Result<u64> {
-        StorageBackend::len(&*self.0)
+        self.0.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        StorageBackend::read(&*self.0, offset, out)
+        self.0.read_at(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -173,6 +174,6 @@ impl StorageBackend for SharedMemory {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        StorageBackend::write(&*self.0, offset, data)
+        self.0.write_at(offset, data)
     }
 }

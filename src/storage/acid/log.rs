@@ -1,9 +1,9 @@
-//! The write side of a shard: commits, trims, reclaim; and what an opening finds.
+//! The write side of a shard's journal and catalog: commits, trims, compaction; and what an opening finds.
 
 use std::fmt;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use redb::{
@@ -12,22 +12,21 @@ use redb::{
 
 use super::Shard;
 use super::backend::CountingBackend;
-use super::layout::DataDirectory;
-use super::reader::{ShardReader, range_of};
-use super::rows::{ExtentCutter, ExtentRow, JOURNAL_KEY_BYTES, next_value_bytes};
+use super::rows::{JOURNAL_KEY_BYTES, next_value_bytes};
 use super::tables::{
-    CheckpointTables, DOOMED, EXTENTS, Extents, FORMAT_VERSION, JOURNAL, PRODUCERS, STREAMS, SYS, SYS_FORMAT,
-    SYS_NEXT_GROUP, SYS_NEXT_STREAM_ID, SYS_SETTLED_BYTES, SYS_SHARD, failed, read_sys,
+    CheckpointTables, JOURNAL, PRODUCERS, SEGMENTS, STREAMS, SYS, SYS_FORMAT, SYS_NEXT_GROUP,
+    SYS_NEXT_SEGMENT_ID, SYS_NEXT_STREAM_ID, SYS_SHARD, failed, read_sys,
 };
 use super::usage::{self, Usage};
-use crate::storage::{
-    Checkpoint, ColdReader, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError,
-    StreamCheckpoint,
-};
+use crate::storage::disk::DiskFile;
+use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
+use crate::storage::segment::SegmentMeta;
+use crate::storage::{Checkpoint, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError};
 
-/// Most `extents` rows that one transaction removes on behalf of removed streams: what keeps a commit short when a
-/// large stream, or very many, are removed at once.
-pub(super) const REMOVED_ROWS_MAX: usize = 256;
+/// A database with more than this is not compacted. Bytes.
+const COMPACTED_BYTES_MAX: u64 = 32 << 20;
+/// Room that a database may waste, besides as much as it needs. Bytes.
+const WASTE_BYTES_MAX: u64 = 2 << 20;
 
 /// Opens the database of a shard, making its tables if it is new.
 pub(super) fn open_database(
@@ -53,9 +52,7 @@ pub(super) fn open_database(
             DatabaseError::DatabaseAlreadyOpen => StorageError::Locked(format!("of shard {shard}")),
             other => failed("opening the database")(other),
         })?;
-    if is_initialised(&database, shard)? {
-        usage::record_if_missing(&database, shard)?;
-    } else {
+    if !is_initialised(&database, shard)? {
         initialise(&database, shard)?;
     }
     Ok(database)
@@ -88,28 +85,35 @@ fn initialise(database: &Database, shard: usize) -> Result<(), StorageError> {
         let mut tables = CheckpointTables::open(&transaction).map_err(failed("making the tables"))?;
         tables.sys.insert(SYS_FORMAT, FORMAT_VERSION).map_err(failed("making the tables"))?;
         tables.sys.insert(SYS_SHARD, shard as u64).map_err(failed("making the tables"))?;
-        tables.sys.insert(SYS_SETTLED_BYTES, 0).map_err(failed("making the tables"))?;
     }
     transaction.commit().map_err(failed("making the tables"))
 }
 
-/// Reads all that a shard has to know at start: everything but settled payload. Says also what all rows take.
-pub(super) fn recover(database: &Database) -> Result<(Recovered, Usage), StorageError> {
+/// What a database holds.
+pub(super) struct Found {
+    pub(super) recovered: Recovered,
+    pub(super) segments: Vec<SegmentMeta>,
+    pub(super) next_segment_id: u64,
+    pub(super) usage: Usage,
+}
+
+/// Reads all of it.
+pub(super) fn recover(database: &Database) -> Result<Found, StorageError> {
     const DOING: &str = "reading the database";
     let transaction = database.begin_read().map_err(failed(DOING))?;
     let sys = transaction.open_table(SYS).map_err(failed(DOING))?;
-    let settled = read_sys(&sys, SYS_SETTLED_BYTES)?.unwrap_or(0);
-    let mut usage = Usage { settled, journal: 0 };
+    let mut usage = Usage::default();
     let mut recovered = Recovered {
         next_stream_id: read_sys(&sys, SYS_NEXT_STREAM_ID)?.unwrap_or(0),
         next_group: read_sys(&sys, SYS_NEXT_GROUP)?.unwrap_or(0),
         ..Recovered::default()
     };
+    let next_segment_id = read_sys(&sys, SYS_NEXT_SEGMENT_ID)?.unwrap_or(0);
 
-    for row in
-        transaction.open_table(STREAMS).map_err(failed(DOING))?.range::<u64>(..).map_err(failed(DOING))?
-    {
+    let streams = transaction.open_table(STREAMS).map_err(failed(DOING))?;
+    for row in streams.range::<u64>(..).map_err(failed(DOING))? {
         let (id, record) = row.map_err(failed(DOING))?;
+        usage.put_settled(usage::stream_row(record.value().len()), None);
         recovered.streams.push(RecoveredStream {
             id: id.value(),
             record: Bytes::copy_from_slice(record.value()),
@@ -123,6 +127,7 @@ pub(super) fn recover(database: &Database) -> Result<(Recovered, Usage), Storage
     for row in producers.range::<(u64, &[u8])>(..).map_err(failed(DOING))? {
         let (key, value) = row.map_err(failed(DOING))?;
         let ((id, producer), (epoch, sequence)) = (key.value(), value.value());
+        usage.put_settled(usage::producer_row(producer.len()), None);
         while streams.next_if(|stream| stream.id < id).is_some() {}
         let stream = streams
             .peek_mut()
@@ -131,12 +136,21 @@ pub(super) fn recover(database: &Database) -> Result<(Recovered, Usage), Storage
         stream.producers.push((Bytes::copy_from_slice(producer), epoch, sequence));
     }
 
+    let mut segments = Vec::new();
+    let table = transaction.open_table(SEGMENTS).map_err(failed(DOING))?;
+    for row in table.range::<u64>(..).map_err(failed(DOING))? {
+        let (id, value) = row.map_err(failed(DOING))?;
+        let (file_bytes, footer_crc) = value.value();
+        usage.put_settled(usage::segment_row(), None);
+        segments.push(SegmentMeta { id: id.value(), file_bytes, footer_crc });
+    }
+
     let journal = transaction.open_table(JOURNAL).map_err(failed(DOING))?;
     recovered.groups = join_groups(&journal, &mut usage)?;
     if let Some((last, _)) = recovered.groups.last() {
         recovered.next_group = recovered.next_group.max(last + 1);
     }
-    Ok((recovered, usage))
+    Ok(Found { recovered, segments, next_segment_id, usage })
 }
 
 fn join_groups(
@@ -170,18 +184,16 @@ fn join_groups(
 /// The one writer of a shard's database. Dropping it closes the database.
 pub(super) struct ShardLog {
     shard: Arc<Shard>,
-    database: Arc<Database>,
-    reader: Arc<ShardReader>,
-    /// Keeps the data directory locked for as long as one of its databases is open. `None` without files.
-    directory: Option<Arc<DataDirectory>>,
+    database: Database,
+    /// The database's file, to see what it takes.
+    file: Option<Arc<dyn DiskFile>>,
+    /// Keeps the data directory locked for as long as one of its databases is open.
+    directory: Arc<DataDirectory>,
     two_phase_commit: bool,
     /// Numbers below this have been committed.
     next_group: u64,
-    /// Whether `doomed` has rows.
-    has_doomed: bool,
     /// Set while a transaction is under way, so that a panic in it counts as a failure too.
     failed: bool,
-    cutter: ExtentCutter,
     /// With the rows of the transaction under way; if that fails, nobody looks at it any more.
     usage: Usage,
 }
@@ -200,30 +212,18 @@ impl ShardLog {
     pub(super) fn new(
         shard: Arc<Shard>,
         database: Database,
-        directory: Option<Arc<DataDirectory>>,
+        file: Option<Arc<dyn DiskFile>>,
+        directory: Arc<DataDirectory>,
         two_phase_commit: bool,
         next_group: u64,
         usage: Usage,
-    ) -> Result<Self, StorageError> {
-        let has_doomed = {
-            let transaction = database.begin_read().map_err(failed("beginning to read"))?;
-            let doomed = transaction.open_table(DOOMED).map_err(failed("opening the doomed"))?;
-            doomed.first().map_err(failed("reading the doomed"))?.is_some()
-        };
-        let database = Arc::new(database);
-        *shard.database.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&database));
-        Ok(Self {
-            reader: Arc::new(ShardReader::new(Arc::clone(&shard))),
-            shard,
-            database,
-            directory,
-            two_phase_commit,
-            next_group,
-            has_doomed,
-            failed: false,
-            cutter: ExtentCutter::default(),
-            usage,
-        })
+    ) -> Self {
+        Self { shard, database, file, directory, two_phase_commit, next_group, failed: false, usage }
+    }
+
+    /// Bytes that the database file takes of its disk. `None` = there is no such file, or nobody can tell just now.
+    fn file_bytes(&self) -> Option<u64> {
+        self.file.as_ref()?.allocated_bytes().ok()
     }
 
     /// Runs `write` in a durable transaction. Once that failed, no other is begun.
@@ -267,7 +267,6 @@ impl ShardLog {
         let mut journal = transaction.open_table(JOURNAL).map_err(failed(DOING))?;
         let mut trim_before = 0;
         let mut tables = None;
-        let mut budget = REMOVED_ROWS_MAX;
         for group in groups {
             if group.seq < self.next_group {
                 return Err(StorageError::Corrupt(format!(
@@ -293,7 +292,7 @@ impl ShardLog {
                     )));
                 }
                 trim_before = trim_before.max(checkpoint.trim_before);
-                self.write_checkpoint(tables, checkpoint, group.seq, &mut budget)?;
+                self.write_checkpoint(tables, checkpoint, group.seq)?;
             }
         }
         if trim_before > 0 {
@@ -313,7 +312,6 @@ impl ShardLog {
         tables: &mut CheckpointTables<'_>,
         checkpoint: &mut Checkpoint,
         seq: u64,
-        budget: &mut usize,
     ) -> Result<(), StorageError> {
         const DOING: &str = "writing a checkpoint";
         // In key order, a leaf that several streams share is copied and checksummed once.
@@ -333,25 +331,28 @@ impl ShardLog {
                 self.usage.put_settled(bytes, replaced.map(|_| bytes));
             }
         }
-        for stream in &checkpoint.streams {
-            settle(&mut tables.extents, &mut self.cutter, &mut self.usage, stream)?;
-        }
         checkpoint.removed.sort_unstable();
         for id in &checkpoint.removed {
-            self.remove_stream(tables, *id, budget)?;
+            self.remove_stream(tables, *id)?;
+        }
+        for segment in &checkpoint.segments_added {
+            let &SegmentMeta { id, file_bytes, footer_crc } = segment;
+            tables.segments.insert(id, (file_bytes, footer_crc)).map_err(failed(DOING))?;
+            self.usage.put_settled(usage::segment_row(), None);
+            let next = read_sys(&tables.sys, SYS_NEXT_SEGMENT_ID)?.unwrap_or(0).max(id + 1);
+            tables.sys.insert(SYS_NEXT_SEGMENT_ID, next).map_err(failed(DOING))?;
+        }
+        for id in &checkpoint.segments_removed {
+            if tables.segments.remove(id).map_err(failed(DOING))?.is_some() {
+                self.usage.remove_settled(usage::segment_row());
+            }
         }
         tables.sys.insert(SYS_NEXT_STREAM_ID, checkpoint.next_stream_id).map_err(failed(DOING))?;
         tables.sys.insert(SYS_NEXT_GROUP, seq + 1).map_err(failed(DOING))?;
-        tables.sys.insert(SYS_SETTLED_BYTES, self.usage.settled).map_err(failed(DOING))?;
         Ok(())
     }
 
-    fn remove_stream(
-        &mut self,
-        tables: &mut CheckpointTables<'_>,
-        id: u64,
-        budget: &mut usize,
-    ) -> Result<(), StorageError> {
+    fn remove_stream(&mut self, tables: &mut CheckpointTables<'_>, id: u64) -> Result<(), StorageError> {
         const DOING: &str = "removing a stream";
         if let Some(record) = tables.streams.remove(id).map_err(failed(DOING))? {
             self.usage.remove_settled(usage::stream_row(record.value().len()));
@@ -362,10 +363,6 @@ impl ShardLog {
             false
         };
         tables.producers.retain_in(of_stream, remove).map_err(failed(DOING))?;
-        if !remove_extents(&mut tables.extents, &mut self.usage, id, budget)? {
-            tables.doomed.insert(id, ()).map_err(failed(DOING))?;
-            self.has_doomed = true;
-        }
         Ok(())
     }
 }
@@ -395,76 +392,6 @@ fn insert_group(
     }
 }
 
-/// Writes the payload that a checkpoint settles.
-fn settle(
-    extents: &mut Extents<'_>,
-    cutter: &mut ExtentCutter,
-    usage: &mut Usage,
-    stream: &StreamCheckpoint,
-) -> Result<(), StorageError> {
-    const DOING: &str = "settling payload";
-    if stream.payload.iter().all(Bytes::is_empty) {
-        return Ok(());
-    }
-    cutter.begin(stream.start);
-    resume_last_row(extents, cutter, stream)?;
-    let mut emit = |row: ExtentRow<'_>| {
-        let replaced = extents.insert((stream.id, row.start), row.value).map_err(failed(DOING))?;
-        let replaced = replaced.map(|row| usage::extent_row(row.value().len()));
-        usage.put_settled(usage::extent_row(row.value.len()), replaced);
-        Ok(())
-    };
-    for piece in &stream.payload {
-        cutter.push(piece, &mut emit)?;
-    }
-    cutter.finish(&mut emit)
-}
-
-/// Looks at what is settled of a stream: it has to end where the new payload starts, and its last row may be short enough
-/// to be continued.
-fn resume_last_row(
-    extents: &Extents<'_>,
-    cutter: &mut ExtentCutter,
-    stream: &StreamCheckpoint,
-) -> Result<(), StorageError> {
-    const DOING: &str = "settling payload";
-    let mut rows = extents.range((stream.id, 0)..=(stream.id, u64::MAX)).map_err(failed(DOING))?;
-    let Some((key, value)) = rows.next_back().transpose().map_err(failed(DOING))? else { return Ok(()) };
-    let settled = range_of(key.value().1, value.value())?;
-    if settled.end != stream.start {
-        return Err(StorageError::Corrupt(format!(
-            "stream {} is settled up to {}, not up to {}",
-            stream.id, settled.end, stream.start
-        )));
-    }
-    if ExtentCutter::is_worth_resuming(value.value()) {
-        cutter.resume(settled.start, value.value());
-    }
-    Ok(())
-}
-
-/// Removes payload of a stream as far as `budget` goes, which it lowers by the rows removed. Returns whether that was
-/// all of it.
-fn remove_extents(
-    extents: &mut Extents<'_>,
-    usage: &mut Usage,
-    id: u64,
-    budget: &mut usize,
-) -> Result<bool, StorageError> {
-    const DOING: &str = "removing payload";
-    let rows = (id, 0)..=(id, u64::MAX);
-    let mut removal = extents.extract_from_if(rows.clone(), |_, _| true).map_err(failed(DOING))?;
-    while *budget > 0 {
-        let Some(row) = removal.next() else { break };
-        let (_, value) = row.map_err(failed(DOING))?;
-        usage.remove_settled(usage::extent_row(value.value().len()));
-        *budget -= 1;
-    }
-    removal.close().map_err(failed(DOING))?;
-    let left = extents.range(rows).map_err(failed(DOING))?.next().transpose().map_err(failed(DOING))?;
-    Ok(left.is_none())
-}
-
 impl CommitLog for ShardLog {
     fn commit(&mut self, groups: &mut [Group]) -> Result<(), StorageError> {
         if groups.is_empty() {
@@ -473,57 +400,34 @@ impl CommitLog for ShardLog {
         self.transact(|log, transaction| log.write_groups(transaction, groups))
     }
 
+    /// redb uses the pages of removed rows again, but gives back only the end of its file, and only if that happens to be
+    /// free. Moving rows there takes time in proportion to what is stored, so it is done only where that is little.
     fn reclaim(&mut self) -> Result<bool, StorageError> {
-        const DOING: &str = "reclaiming payload";
-        if !self.has_doomed {
+        let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
+        let taken = self.file_bytes().unwrap_or(0);
+        if self.failed || needed > COMPACTED_BYTES_MAX || taken < needed.saturating_mul(2) + WASTE_BYTES_MAX {
             return Ok(false);
         }
-        self.has_doomed = self.transact(|log, transaction| {
-            let mut doomed = transaction.open_table(DOOMED).map_err(failed(DOING))?;
-            let mut extents = transaction.open_table(EXTENTS).map_err(failed(DOING))?;
-            let mut budget = REMOVED_ROWS_MAX;
-            while budget > 0 {
-                let Some(id) = doomed.first().map_err(failed(DOING))?.map(|(id, _)| id.value()) else {
-                    break;
-                };
-                if remove_extents(&mut extents, &mut log.usage, id, &mut budget)? {
-                    doomed.remove(id).map_err(failed(DOING))?;
-                }
-            }
-            let mut sys = transaction.open_table(SYS).map_err(failed(DOING))?;
-            sys.insert(SYS_SETTLED_BYTES, log.usage.settled).map_err(failed(DOING))?;
-            Ok(doomed.first().map_err(failed(DOING))?.is_some())
-        })?;
-        Ok(self.has_doomed)
-    }
-
-    fn reader(&self) -> Arc<dyn ColdReader> {
-        Arc::clone(&self.reader) as Arc<dyn ColdReader>
+        self.failed = true;
+        self.database.compact().map_err(failed("compacting the database"))?;
+        self.failed = false;
+        Ok(false)
     }
 
     fn disk_bytes(&self) -> u64 {
-        let Some(files) = &self.directory else { return self.usage.total() };
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         // A momentary failure to look must not stop anything: the next commit looks again.
-        files.shard_disk_bytes(self.shard.index).map_or(needed, |taken| taken.min(needed))
+        self.file_bytes().map_or(needed, |taken| taken.min(needed))
     }
 
     fn disk_room(&self) -> Option<DiskRoom> {
         // Who cannot be asked knows of no limit either.
-        let free = match (&self.shard.free_space, &self.directory) {
-            (Some(probe), _) => probe.free_bytes().ok()?,
-            (None, files) => files.as_ref()?.free_bytes()?,
+        let free = match &self.shard.free_space {
+            Some(probe) => probe.free_bytes().ok()?,
+            None => self.directory.disk().free_bytes()?,
         };
-        let taken = self.directory.as_ref().and_then(|files| files.shard_disk_bytes(self.shard.index).ok());
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
-        Some(DiskRoom { free, withheld: 0, reusable: taken.unwrap_or(0).saturating_sub(needed) })
-    }
-}
-
-impl Drop for ShardLog {
-    fn drop(&mut self) {
-        // Waits for the reads in progress. What is dropped after this, with the last `Arc`, is `self.database`, and that
-        // is what closes the database and gives up its file lock.
-        self.shard.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        let reusable = self.file_bytes().unwrap_or(0).saturating_sub(needed);
+        Some(DiskRoom { free, withheld: 0, reusable })
     }
 }

@@ -1,11 +1,11 @@
-//! Journal, records and settled payload in one redb database per shard.
+//! Journal and catalog in one redb database per shard; content in segments beside it.
 //!
 //! ```text
 //! <data_dir>/
-//!   LOCK                  held exclusively (flock) while any part of the storage is open
-//!   layout.json           {"format_version":1,"shard_count":N,"hash":"xxh3-64/seed0"}
+//!   LOCK, layout.json     see `layout`
 //!   shard-00/shard.redb   one database per shard; empty until it is opened for the first time
-//!   shard-01/shard.redb
+//!   shard-00/segment-….seg
+//!   shard-01/ …
 //! ```
 //!
 //! # Tables
@@ -18,24 +18,20 @@
 //! | `journal` | (group `u64`, part `u32`) | a piece of the group's frames; the parts 0, 1, … joined are the group |
 //! | `streams` | stream `u64` | the stream's record, replaced as a whole |
 //! | `producers` | (stream `u64`, producer id) | (epoch `u64`, last sequence number `u64`) |
-//! | `extents` | (stream `u64`, position of the first byte `u64`) | one flag byte, then settled payload |
-//! | `doomed` | stream `u64` | nothing: the stream is gone, some of its `extents` rows are not |
-//! | `sys` | name | `format`, `shard`, `next_stream_id`, `next_group`, `settled_bytes`: each a `u64` |
+//! | `segments` | segment `u64` | (bytes of the file `u64`, CRC32C of its footer `u32`) |
+//! | `sys` | name | `format`, `shard`, `next_stream_id`, `next_group`, `next_segment_id`: each a `u64` |
 //!
 //! * **journal**: a group without frames has no row if it carries a checkpoint (which keeps its number in `next_group`),
 //!   otherwise one empty row, so that no number is ever given out twice.
-//! * **extents**: bit 0 of the flag byte says that the row starts at a message boundary; the other bits are zero. The rows
-//!   of a stream are contiguous: each starts where the one before ends. Bytes never change by position, but a short last
-//!   row may be replaced by a longer one that begins with the same bytes.
+//! * **segments**: the files that hold content. One that is not listed is left over, and removed by the next opening.
 //! * **sys**: `format` and `shard` are written once, when the database is made, and compared at each opening: a database
-//!   file that was moved between shards is noticed. The others are written with each checkpoint, `settled_bytes` with each
-//!   reclaim too: it is what the rows of `streams`, `producers` and `extents` take (see `usage`).
+//!   file that was moved between shards is noticed. The others are written with each checkpoint.
 //!
 //! # Row sizes
 //!
-//! redb keeps a row inside one page, writes whole pages, and makes pages of 4096·2^k bytes. Rows are therefore cut to fill
-//! their page: at most 64 KiB of page each, less the page's own overhead (see `rows`), and a remainder that would leave
-//! more than a quarter of its page empty is cut once more.
+//! redb keeps a row inside one page, writes whole pages, and makes pages of 4096·2^k bytes. Rows of the journal are
+//! therefore cut to fill their page: at most 64 KiB of page each, less the page's own overhead (see `rows`), and a
+//! remainder that would leave more than a quarter of its page empty is cut once more.
 //!
 //! # Durability
 //!
@@ -45,9 +41,7 @@
 //! disk does not, and redb's checksums can only judge what the disk holds.
 
 mod backend;
-mod layout;
 mod log;
-mod reader;
 mod rows;
 mod tables;
 #[cfg(test)]
@@ -55,33 +49,34 @@ mod tests;
 mod usage;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-
-use redb::Database;
-use redb::backends::InMemoryBackend;
 
 pub use backend::{BackendFactory, IoCounters};
 
-use self::backend::{CountingBackend, SharedMemory};
-use self::layout::DataDirectory;
-use super::{CommitLog, FreeSpaceProbe, OpenLog, Recovered, StorageError};
+use self::backend::{CountingBackend, DiskBackend};
+use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
+use super::layout::{DataDirectory, Kind, ShardCount, shard_dir};
+use super::segment::SegmentStore;
+use super::{FreeSpaceProbe, OpenLog, OpenedShard, StorageError, record};
 
-/// Most shards of one data directory.
-pub const SHARDS_MAX: usize = 256;
+const SHARD_FILE: &str = "shard.redb";
+const SHARD_FILE_NEW: &str = "shard.redb.new";
+const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
 
-/// What the databases work on.
+/// What the storage works on.
 #[derive(Clone)]
-#[non_exhaustive]
-pub enum Backend {
-    /// A file per shard below [`AcidOptions::data_dir`].
+pub(crate) enum Backend {
+    /// Files below [`AcidOptions::data_dir`].
     File,
     /// RAM of this process. Survives a reopening of a shard, not the [`AcidLog`].
     InMemory,
-    /// Whatever the factory returns; called with the shard's index each time the shard is opened. Keeping the content
-    /// between two calls is the factory's concern. For tests that inject faults.
-    Factory(BackendFactory),
+    /// This disk, which nobody else has.
+    Disk(Arc<dyn Disk>),
+    /// The disk for all but the databases, and for them whatever the factory returns; it is called with the shard's index
+    /// each time the shard is opened. For tests that inject faults.
+    Factory(BackendFactory, Arc<dyn Disk>),
 }
 
 impl fmt::Debug for Backend {
@@ -89,14 +84,15 @@ impl fmt::Debug for Backend {
         f.write_str(match self {
             Self::File => "File",
             Self::InMemory => "InMemory",
-            Self::Factory(_) => "Factory",
+            Self::Disk(_) => "Disk",
+            Self::Factory(..) => "Factory",
         })
     }
 }
 
 /// How an [`AcidLog`] is opened.
 #[derive(Clone, Debug)]
-pub struct AcidOptions {
+pub(crate) struct AcidOptions {
     /// Directory of all files; used by [`Backend::File`] only.
     pub data_dir: PathBuf,
     /// Number of shards that was asked for explicitly, 1 to [`SHARDS_MAX`]. A data directory made for another number is
@@ -104,7 +100,7 @@ pub struct AcidOptions {
     pub shards: Option<usize>,
     /// Number of shards of a new data directory if none was asked for.
     pub default_shards: usize,
-    /// What the databases work on.
+    /// What the storage works on.
     pub backend: Backend,
     /// redb's page cache in bytes, over all shards.
     pub cache_bytes: u64,
@@ -119,7 +115,7 @@ pub struct AcidOptions {
 impl AcidOptions {
     /// Files below `data_dir`, one shard unless the directory says otherwise, 256 MiB of cache, one fsync per commit.
     #[must_use]
-    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
             shards: None,
@@ -136,9 +132,9 @@ impl AcidOptions {
 ///
 /// The lock is released when this, and everything that was opened from it, is dropped.
 #[derive(Debug)]
-pub struct AcidLog {
+pub(crate) struct AcidLog {
     options: AcidOptions,
-    directory: Option<Arc<DataDirectory>>,
+    directory: Arc<DataDirectory>,
     shards: Vec<Arc<Shard>>,
     counters: Arc<IoCounters>,
 }
@@ -149,38 +145,27 @@ impl AcidLog {
     /// # Errors
     /// [`StorageError::Locked`] if another process has the directory; [`StorageError::Layout`] if it was made with another
     /// shard count, format or hash, or if a shard's file is gone; [`StorageError::Io`] if the file system refuses.
-    pub fn new(options: AcidOptions) -> Result<Self, StorageError> {
-        for count in options.shards.iter().chain([&options.default_shards]) {
-            if !(1..=SHARDS_MAX).contains(count) {
-                return Err(StorageError::Layout(format!(
-                    "storage.acid_shard_count must be between 1 and {SHARDS_MAX}, not {count}"
-                )));
+    pub(crate) fn new(options: AcidOptions) -> Result<Self, StorageError> {
+        let shards = ShardCount { explicit: options.shards, default: options.default_shards };
+        let directory = match &options.backend {
+            Backend::File => DataDirectory::open(&options.data_dir, KIND, shards)?,
+            Backend::InMemory => DataDirectory::open_unlocked(Arc::new(MemoryDisk::new()), KIND, shards)?,
+            Backend::Disk(disk) | Backend::Factory(_, disk) => {
+                DataDirectory::open_unlocked(Arc::clone(disk), KIND, shards)?
             }
-        }
-        let directory = match options.backend {
-            Backend::File => Some(Arc::new(DataDirectory::open(
-                &options.data_dir,
-                options.shards,
-                options.default_shards,
-            )?)),
-            Backend::InMemory | Backend::Factory(_) => None,
         };
-        let count =
-            directory.as_ref().map_or(options.shards.unwrap_or(options.default_shards), |d| d.shard_count());
         let shard = |index| Arc::new(Shard::new(index, options.free_space.clone()));
-        let shards = (0..count).map(shard).collect();
-        Ok(Self { options, directory, shards, counters: Arc::default() })
+        let shards = (0..directory.shard_count()).map(shard).collect();
+        Ok(Self { options, directory: Arc::new(directory), shards, counters: Arc::default() })
     }
 
     /// Number of shards.
-    #[must_use]
-    pub fn shard_count(&self) -> usize {
+    pub(crate) fn shard_count(&self) -> usize {
         self.shards.len()
     }
 
     /// What all databases did to their backends since this was made, reopenings included.
-    #[must_use]
-    pub fn counters(&self) -> Arc<IoCounters> {
+    pub(crate) fn counters(&self) -> Arc<IoCounters> {
         Arc::clone(&self.counters)
     }
 
@@ -192,60 +177,77 @@ impl AcidLog {
         CountingBackend::new(inner, Arc::clone(&self.counters), Arc::clone(&shard.ran_out))
     }
 
-    /// Makes the shard's database if its file is still empty.
-    fn make_file(&self, directory: &DataDirectory, shard: &Shard) -> Result<(), StorageError> {
-        if let Some(draft) = directory.draft_shard(shard.index)? {
-            let backend = self.counted(Box::new(draft), shard);
-            let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
-            database.close().map_err(tables::failed("closing the new database"))?;
-            directory.publish_shard(shard.index)?;
-        }
-        Ok(())
+    fn open_file(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>, StorageError> {
+        self.directory.disk().open(path, mode).map_err(self.directory.failed("opening", path))
     }
 
-    fn backend(&self, shard: &Shard) -> Result<CountingBackend, StorageError> {
-        let inner: Box<dyn redb::StorageBackend> = match (&self.options.backend, &self.directory) {
-            (Backend::Factory(make), _) => make(shard.index).map_err(|source| StorageError::Io {
+    /// Makes the shard's database if its file is still empty.
+    ///
+    /// redb cannot open a file that a crash left half made, nor could anyone tell it from one that lost its header. So the
+    /// database is made under another name and then put into its place.
+    fn make_file(&self, shard: &Shard, path: &Path) -> Result<(), StorageError> {
+        let file = self.directory.disk().open(path, OpenMode::Read);
+        let len = file.and_then(|file| file.len()).map_err(self.directory.failed("looking at", path))?;
+        if len > 0 {
+            return Ok(());
+        }
+        let draft = path.with_file_name(SHARD_FILE_NEW);
+        let file = self.open_file(&draft, OpenMode::Create)?;
+        let backend = self.counted(Box::new(DiskBackend::new(file)), shard);
+        let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
+        database.close().map_err(tables::failed("closing the new database"))?;
+        self.directory.publish(&draft, path)
+    }
+
+    /// What the shard's database works on, and its file if it has one.
+    fn backend(&self, shard: &Shard) -> Result<(CountingBackend, Option<Arc<dyn DiskFile>>), StorageError> {
+        if let Backend::Factory(make, _) = &self.options.backend {
+            let made = make(shard.index).map_err(|source| StorageError::Io {
                 context: format!("making the backend of shard {}", shard.index),
                 source,
-            })?,
-            (Backend::File, Some(directory)) => {
-                self.make_file(directory, shard)?;
-                // The first opening after a start keeps the cache: a process that was killed between two commits left
-                // nothing in it that the kernel failed to write, and repair reads the whole file.
-                Box::new(directory.open_shard(shard.index, shard.opened_before.load(Ordering::Acquire))?)
-            }
-            (Backend::File | Backend::InMemory, _) => Box::new(SharedMemory::new(Arc::clone(&shard.memory))),
-        };
-        Ok(self.counted(inner, shard))
+            })?;
+            return Ok((self.counted(made, shard), None));
+        }
+        let path = shard_dir(shard.index).join(SHARD_FILE);
+        self.make_file(shard, &path)?;
+        let file = self.open_file(&path, OpenMode::Write)?;
+        // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
+        file.drop_cache().map_err(self.directory.failed("flushing", &path))?;
+        Ok((self.counted(Box::new(DiskBackend::new(Arc::clone(&file))), shard), Some(file)))
     }
 }
 
 impl OpenLog for AcidLog {
-    fn open(&self, shard: usize) -> Result<(Box<dyn CommitLog>, Recovered), StorageError> {
+    fn open(&self, shard: usize) -> Result<OpenedShard, StorageError> {
         let shard = self.shards.get(shard).ok_or_else(|| {
             StorageError::Layout(format!("there is no shard {shard} of {}", self.shards.len()))
         })?;
-        if shard.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
-            return Err(StorageError::Database {
-                context: format!("opening shard {}", shard.index),
-                message: "its previous log is still open".to_owned(),
-            });
-        }
-        let backend = self.backend(shard)?;
+        let (backend, file) = self.backend(shard)?;
         shard.ran_out.store(false, Ordering::Relaxed);
-        shard.opened_before.store(true, Ordering::Release);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
-        let (recovered, usage) = log::recover(&database)?;
+        let found = log::recover(&database)?;
+        let mut kept = Vec::with_capacity(found.recovered.streams.len());
+        for stream in &found.recovered.streams {
+            kept.push((stream.id, record::settled_range(&stream.record)?));
+        }
+        let segments = SegmentStore::open(
+            Arc::clone(self.directory.disk()),
+            shard.index,
+            shard_dir(shard.index),
+            &found.segments,
+            found.next_segment_id,
+            kept,
+        )?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
-            self.directory.clone(),
+            file,
+            Arc::clone(&self.directory),
             self.options.two_phase_commit,
-            recovered.next_group,
-            usage,
-        )?;
-        Ok((Box::new(log), recovered))
+            found.recovered.next_group,
+            found.usage,
+        );
+        Ok(OpenedShard { log: Box::new(log), segments: Arc::new(segments), recovered: found.recovered })
     }
 }
 
@@ -253,12 +255,6 @@ impl OpenLog for AcidLog {
 #[derive(Debug)]
 struct Shard {
     index: usize,
-    /// The open database; `None` while the shard is being reopened. Readers hold the read side for the length of a call
-    /// and never clone the `Arc`, so whoever has taken the database out under the write side can really close it.
-    database: RwLock<Option<Arc<Database>>>,
-    /// Content of [`Backend::InMemory`]; empty otherwise.
-    memory: Arc<InMemoryBackend>,
-    opened_before: AtomicBool,
     free_space: Option<FreeSpaceProbe>,
     /// A call of the backend found no room since the last opening. Whoever made that call may not be the one whose commit
     /// fails because of it.
@@ -267,13 +263,6 @@ struct Shard {
 
 impl Shard {
     fn new(index: usize, free_space: Option<FreeSpaceProbe>) -> Self {
-        Self {
-            index,
-            database: RwLock::new(None),
-            memory: Arc::new(InMemoryBackend::new()),
-            opened_before: AtomicBool::new(false),
-            free_space,
-            ran_out: Arc::default(),
-        }
+        Self { index, free_space, ran_out: Arc::default() }
     }
 }

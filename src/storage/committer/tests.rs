@@ -1,14 +1,25 @@
-//! The commit thread over a scripted log.
+//! The commit thread over a scripted log, and segments in RAM.
 
-use std::collections::VecDeque;
+mod files;
+mod room;
+mod settling;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use self::files::Files;
 use super::*;
+use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, DiskRoom, RoomRule};
 
 const SETTLED_DISK_BYTES: u64 = 7;
+/// How long something that has to happen may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SHARD: usize = 3;
 
 /// What the log does when it is asked to commit.
 #[derive(Debug)]
@@ -26,9 +37,9 @@ enum Event {
     Close,
 }
 
-/// The disk: what was done to it, and what it does to the next calls.
+/// What is below the log: what was done to it, and what it does to the next calls.
 #[derive(Debug)]
-struct Disk {
+struct Below {
     script: Mutex<VecDeque<Act>>,
     open_failures: Mutex<usize>,
     /// Reclaim steps until nothing is left.
@@ -42,9 +53,35 @@ struct Disk {
     /// A commit says that it began, then waits for its turn if it is to be held.
     began: Sender<()>,
     turns: Option<Receiver<()>>,
+    catalog: Mutex<Catalog>,
+    files: Files,
 }
 
-impl Disk {
+/// What checkpoints left behind.
+#[derive(Debug, Default)]
+struct Catalog {
+    kept: BTreeMap<u64, Range<u64>>,
+    segments: Vec<SegmentMeta>,
+}
+
+impl Catalog {
+    fn apply(&mut self, checkpoint: &Checkpoint) {
+        for stream in &checkpoint.streams {
+            self.kept.entry(stream.id).or_insert(stream.start..stream.start).end = stream.end;
+        }
+        self.kept.retain(|id, _| !checkpoint.removed.contains(id));
+        self.segments.extend(checkpoint.segments_added.iter().copied());
+        self.segments.retain(|segment| !checkpoint.segments_removed.contains(&segment.id));
+    }
+}
+
+impl Below {
+    fn open_segments(&self, shard: usize) -> Result<SegmentStore, StorageError> {
+        let Catalog { kept, segments } = &*self.catalog.lock().unwrap();
+        let kept = kept.iter().map(|(id, range)| (*id, range.clone()));
+        SegmentStore::open(Arc::new(self.files.clone()), shard, PathBuf::new(), segments, 0, kept)
+    }
+
     fn note(&self, event: Event) {
         self.events.lock().unwrap().push(event);
     }
@@ -59,24 +96,12 @@ impl Disk {
 }
 
 #[derive(Debug)]
-struct FakeOpener(Arc<Disk>);
+struct FakeOpener(Arc<Below>);
 #[derive(Debug)]
-struct FakeLog(Arc<Disk>);
-#[derive(Debug)]
-struct FakeReader;
-
-impl ColdReader for FakeReader {
-    fn read(&self, _: u64, _: u64, _: u64, _: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
-        Err(StorageError::Missing)
-    }
-
-    fn boundary_at_or_before(&self, _: u64, _: u64) -> Result<u64, StorageError> {
-        Err(StorageError::Missing)
-    }
-}
+struct FakeLog(Arc<Below>);
 
 impl OpenLog for FakeOpener {
-    fn open(&self, _: usize) -> Result<(Box<dyn CommitLog>, Recovered), StorageError> {
+    fn open(&self, shard: usize) -> Result<OpenedShard, StorageError> {
         let mut failures = self.0.open_failures.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;
@@ -84,7 +109,11 @@ impl OpenLog for FakeOpener {
         }
         self.0.note(Event::Open);
         let next_group = self.0.committed().concat().last().map_or(1, |last| last + 1);
-        Ok((Box::new(FakeLog(Arc::clone(&self.0))), Recovered { next_group, ..Recovered::default() }))
+        Ok(OpenedShard {
+            log: Box::new(FakeLog(Arc::clone(&self.0))),
+            segments: Arc::new(self.0.open_segments(shard)?),
+            recovered: Recovered { next_group, ..Recovered::default() },
+        })
     }
 }
 
@@ -102,6 +131,9 @@ impl CommitLog for FakeLog {
             None => {}
         }
         self.0.note(Event::Commit(groups.iter().map(|group| group.seq).collect()));
+        for checkpoint in groups.iter().filter_map(|group| group.checkpoint.as_ref()) {
+            self.0.catalog.lock().unwrap().apply(checkpoint);
+        }
         Ok(())
     }
 
@@ -114,10 +146,6 @@ impl CommitLog for FakeLog {
         *doomed -= 1;
         *self.0.disk_bytes.lock().unwrap() = SETTLED_DISK_BYTES;
         Ok(*doomed > 0)
-    }
-
-    fn reader(&self) -> Arc<dyn ColdReader> {
-        Arc::new(FakeReader)
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -138,51 +166,71 @@ impl Drop for FakeLog {
 
 struct Rig {
     committer: Committer,
-    disk: Arc<Disk>,
+    below: Arc<Below>,
+    segments: Arc<SegmentStore>,
     began: Receiver<()>,
     turns: Sender<()>,
     completions: Receiver<Completion>,
 }
 
+/// What a [`Rig`] is made of.
+#[derive(Default)]
+struct Setup {
+    script: Vec<Act>,
+    /// Commits wait for their turn.
+    held: bool,
+    open_failures: usize,
+    doomed: usize,
+    /// Bytes on the disk, of which 1000 are to stay.
+    free: Option<u64>,
+    rewrite_bytes_per_sec: u64,
+    files: Files,
+}
+
+impl Setup {
+    fn build(self) -> Rig {
+        let (began_sender, began) = unbounded();
+        let (turns, turns_receiver) = unbounded();
+        let below = Arc::new(Below {
+            script: Mutex::new(self.script.into()),
+            open_failures: Mutex::new(self.open_failures),
+            doomed: Mutex::new(self.doomed),
+            disk_bytes: Mutex::new(SETTLED_DISK_BYTES),
+            free: Mutex::new(self.free),
+            reusable: Mutex::new(0),
+            events: Mutex::new(Vec::new()),
+            began: began_sender,
+            turns: self.held.then_some(turns_receiver),
+            catalog: Mutex::default(),
+            files: self.files,
+        });
+        let (sender, completions) = unbounded();
+        let report = Arc::new(move |completion| drop(sender.send(completion)));
+        let opener = Arc::new(FakeOpener(Arc::clone(&below)));
+        let log = Box::new(FakeLog(Arc::clone(&below)));
+        let segments = Arc::new(below.open_segments(SHARD).unwrap());
+        let rule = match self.free {
+            Some(_) => RoomRule { min_free: 1000, ample: 2000 },
+            None => RoomRule::new(0, 1, 0),
+        };
+        let mut watch = RoomWatch::new(SHARD, rule);
+        watch.look(&*log);
+        let pace = self.rewrite_bytes_per_sec;
+        let committer =
+            Committer::spawn(SHARD, opener, log, Arc::clone(&segments), pace, watch, report).unwrap();
+        Rig { committer, below, segments, began, turns, completions }
+    }
+}
+
 impl Rig {
     fn new(held: bool, script: impl IntoIterator<Item = Act>, open_failures: usize, doomed: usize) -> Self {
-        Self::on_disk(None, RoomRule::new(0, 1, 0), held, script, open_failures, doomed)
+        Setup { held, script: script.into_iter().collect(), open_failures, doomed, ..Setup::default() }
+            .build()
     }
 
     /// With `free` bytes on its disk, of which 1000 are to stay.
     fn with_free(free: u64, script: impl IntoIterator<Item = Act>) -> Self {
-        Self::on_disk(Some(free), RoomRule { min_free: 1000, ample: 2000 }, false, script, 0, 0)
-    }
-
-    fn on_disk(
-        free: Option<u64>,
-        rule: RoomRule,
-        held: bool,
-        script: impl IntoIterator<Item = Act>,
-        open_failures: usize,
-        doomed: usize,
-    ) -> Self {
-        let (began_sender, began) = unbounded();
-        let (turns, turns_receiver) = unbounded();
-        let disk = Arc::new(Disk {
-            script: Mutex::new(script.into_iter().collect()),
-            open_failures: Mutex::new(open_failures),
-            doomed: Mutex::new(doomed),
-            disk_bytes: Mutex::new(SETTLED_DISK_BYTES),
-            free: Mutex::new(free),
-            reusable: Mutex::new(0),
-            events: Mutex::new(Vec::new()),
-            began: began_sender,
-            turns: held.then_some(turns_receiver),
-        });
-        let (sender, completions) = unbounded();
-        let report = Box::new(move |completion| drop(sender.send(completion)));
-        let opener = Arc::new(FakeOpener(Arc::clone(&disk)));
-        let log = Box::new(FakeLog(Arc::clone(&disk)));
-        let mut watch = RoomWatch::new(3, rule);
-        watch.look(&*log);
-        let committer = Committer::spawn(3, opener, log, watch, report).unwrap();
-        Self { committer, disk, began, turns, completions }
+        Setup { free: Some(free), script: script.into_iter().collect(), ..Setup::default() }.build()
     }
 
     fn submit(&self, seqs: impl IntoIterator<Item = u64>) {
@@ -192,7 +240,7 @@ impl Rig {
     }
 
     fn next(&self) -> Completion {
-        self.completions.recv().unwrap()
+        self.completions.recv_timeout(PATIENCE).unwrap()
     }
 
     fn expect_durable(&self, through: u64) {
@@ -248,7 +296,7 @@ fn groups_that_queue_up_during_a_commit_are_committed_together() {
     rig.turns.send(()).unwrap();
     rig.expect_durable(1);
     rig.expect_durable(5);
-    assert_eq!(rig.disk.committed(), [vec![1], vec![2, 3, 4, 5]]);
+    assert_eq!(rig.below.committed(), [vec![1], vec![2, 3, 4, 5]]);
 }
 
 #[test]
@@ -281,7 +329,7 @@ fn a_failure_discards_what_was_submitted_before_the_shard_learned_of_it() {
     rig.submit([5]);
     rig.turns.send(()).unwrap();
     rig.expect_durable(5);
-    assert_eq!(rig.disk.committed(), [vec![5]]);
+    assert_eq!(rig.below.committed(), [vec![5]]);
 }
 
 #[test]
@@ -290,7 +338,7 @@ fn the_log_is_closed_before_it_is_opened_again() {
     rig.submit([1]);
     rig.expect_failed("as told");
     rig.expect_reopened();
-    assert_eq!(*rig.disk.events.lock().unwrap(), [Event::Close, Event::Open]);
+    assert_eq!(*rig.below.events.lock().unwrap(), [Event::Close, Event::Open]);
 }
 
 #[test]
@@ -326,19 +374,19 @@ fn each_failure_counts_for_itself() {
     }
     rig.submit([3]);
     rig.expect_durable(3);
-    assert_eq!(rig.disk.committed(), [vec![3]]);
+    assert_eq!(rig.below.committed(), [vec![3]]);
 }
 
 #[test]
 fn an_idle_shard_reclaims_until_nothing_is_left() {
-    let rig = Rig::new(false, [], 0, 5);
-    while *rig.disk.doomed.lock().unwrap() > 0 {
+    let rig = Rig::new(false, [], 0, 2);
+    while *rig.below.doomed.lock().unwrap() > 0 {
         thread::yield_now();
     }
     rig.submit([1]);
     rig.expect_durable(1);
-    let events = rig.disk.events.lock().unwrap();
-    assert_eq!(events.iter().filter(|event| **event == Event::Reclaim).count(), 5);
+    let events = rig.below.events.lock().unwrap();
+    assert_eq!(events.iter().filter(|event| **event == Event::Reclaim).count(), 2);
 }
 
 #[test]
@@ -346,11 +394,11 @@ fn removing_streams_makes_an_idle_shard_look_again() {
     let rig = Rig::new(false, [], 0, 0);
     rig.submit([1]);
     rig.expect_durable(1);
-    *rig.disk.doomed.lock().unwrap() = 3;
+    *rig.below.doomed.lock().unwrap() = 1;
     let checkpoint = Checkpoint { removed: vec![9], ..Checkpoint::default() };
     rig.committer.submit(Group { seq: 2, checkpoint: Some(checkpoint), ..Group::default() });
     rig.expect_durable(2);
-    while *rig.disk.doomed.lock().unwrap() > 0 {
+    while *rig.below.doomed.lock().unwrap() > 0 {
         thread::yield_now();
     }
 }
@@ -360,33 +408,34 @@ fn what_reclaim_frees_is_reported_without_a_further_commit() {
     let rig = Rig::new(false, [], 0, 0);
     rig.submit([1]);
     rig.expect_durable(1);
-    *rig.disk.doomed.lock().unwrap() = 2;
-    *rig.disk.disk_bytes.lock().unwrap() = 100;
+    *rig.below.doomed.lock().unwrap() = 2;
+    *rig.below.disk_bytes.lock().unwrap() = 100;
     let checkpoint = Checkpoint { removed: vec![9], ..Checkpoint::default() };
     rig.committer.submit(Group { seq: 2, checkpoint: Some(checkpoint), ..Group::default() });
     rig.expect_durable_taking(2, 100);
+    assert!(matches!(rig.next(), Completion::Published { group: 2 }));
     rig.expect_durable(2);
     rig.committer.close();
     rig.expect_closed();
 }
 
 #[test]
-fn a_shard_that_is_never_idle_reclaims_as_well() {
+fn a_shard_that_has_something_to_commit_does_not_reclaim() {
     let rig = Rig::new(true, [], 0, usize::MAX);
     rig.submit([1]);
     rig.began.recv().unwrap();
     for seq in 2..=6 {
-        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX], checkpoint: None });
+        let checkpoint = Some(Checkpoint { removed: vec![9], ..Checkpoint::default() });
+        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX], checkpoint });
     }
+    rig.committer.close();
     for _ in 0..6 {
         rig.turns.send(()).unwrap();
     }
-    for through in 1..=6 {
-        rig.expect_durable(through);
-    }
-    let events = rig.disk.events.lock().unwrap();
+    assert!(rig.completions.iter().any(|completion| matches!(completion, Completion::Closed)));
+    let events = rig.below.events.lock().unwrap();
     let commit_of = |seq| events.iter().position(|event| *event == Event::Commit(vec![seq])).unwrap();
-    assert!(events[commit_of(1)..commit_of(6)].contains(&Event::Reclaim));
+    assert!(!events[commit_of(1)..].contains(&Event::Reclaim));
 }
 
 #[test]
@@ -402,17 +451,17 @@ fn closing_finishes_what_is_queued() {
     rig.expect_durable(1);
     rig.expect_durable(3);
     rig.expect_closed();
-    assert_eq!(*rig.disk.events.lock().unwrap().last().unwrap(), Event::Close);
+    assert_eq!(*rig.below.events.lock().unwrap().last().unwrap(), Event::Close);
 }
 
 #[test]
 fn dropping_the_committer_finishes_what_is_queued() {
-    let Rig { committer, disk, began, completions, .. } = Rig::new(false, [], 0, 0);
+    let Rig { committer, below, began, completions, .. } = Rig::new(false, [], 0, 0);
     committer.submit(Group { seq: 1, ..Group::default() });
     drop(committer);
     assert!(matches!(completions.recv().unwrap(), Completion::Durable { through: 1, .. }));
     assert!(matches!(completions.recv().unwrap(), Completion::Closed));
-    assert_eq!(disk.committed(), [vec![1]]);
+    assert_eq!(below.committed(), [vec![1]]);
     drop(began);
 }
 
@@ -437,45 +486,4 @@ fn a_failed_commit_during_closing_is_reported_and_closes() {
     rig.expect_failed("as told");
     let last = rig.completions.iter().find(|completion| !matches!(completion, Completion::Reopened { .. }));
     assert!(matches!(last, Some(Completion::Closed)));
-}
-
-#[test]
-fn room_is_looked_at_again_without_traffic_while_it_is_scarce() {
-    let rig = Rig::with_free(1500, []);
-    for free in [900, 500, 1700] {
-        *rig.disk.free.lock().unwrap() = Some(free);
-        assert_eq!(rig.expect_room(), free);
-    }
-    *rig.disk.reusable.lock().unwrap() = 300;
-    assert_eq!(rig.expect_room(), 2000);
-    // Now that there is plenty, nobody looks before something is written.
-    *rig.disk.free.lock().unwrap() = Some(1);
-    rig.submit([1]);
-    rig.committer.close();
-    assert!(matches!(rig.next(), Completion::Durable { through: 1, .. }));
-    rig.expect_closed();
-}
-
-#[test]
-fn many_bytes_are_a_reason_to_look_at_once() {
-    let rig = Rig::with_free(5000, []);
-    *rig.disk.free.lock().unwrap() = Some(4000);
-    rig.committer.submit(Group { seq: 1, frames: vec![0; COMMIT_BYTES_MAX], checkpoint: None });
-    assert_eq!(rig.expect_room(), 4000);
-}
-
-#[test]
-fn once_a_write_found_no_room_only_what_is_freed_since_counts() {
-    let mut rig = Rig::with_free(5000, [Act::RunOut]);
-    *rig.disk.reusable.lock().unwrap() = 4000;
-    rig.submit([1]);
-    rig.expect_failed("as told");
-    assert_eq!(rig.expect_room(), 0);
-    rig.committer.acknowledge_failure();
-    *rig.disk.reusable.lock().unwrap() = 4300;
-    assert_eq!(rig.expect_room(), 300);
-    *rig.disk.free.lock().unwrap() = Some(5500);
-    assert_eq!(rig.expect_room(), 800);
-    rig.submit([2]);
-    rig.expect_durable(2);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use tempfile::{TempDir, tempdir};
 
 use super::*;
+use crate::storage::SHARDS_MAX;
 
 fn open(dir: &Path, shards: Option<usize>) -> Result<AcidLog, StorageError> {
     AcidLog::new(AcidOptions { shards, default_shards: 3, cache_bytes: 1 << 20, ..AcidOptions::new(dir) })
@@ -16,7 +17,7 @@ fn used(shards: usize) -> TempDir {
     let dir = tempdir().unwrap();
     let acid = open(dir.path(), Some(shards)).unwrap();
     for shard in 0..shards {
-        let (mut log, _) = acid.open(shard).unwrap();
+        let mut log = acid.open(shard).unwrap().log;
         log.commit(&mut [group(1, format!("shard {shard}"))]).unwrap();
         assert!(log.disk_bytes() > 0);
     }
@@ -39,7 +40,7 @@ fn a_new_directory_is_made_with_the_default_number_of_shards() {
     let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
     assert_eq!(
         manifest,
-        serde_json::json!({ "format_version": 1, "shard_count": 3, "hash": "xxh3-64/seed0" })
+        serde_json::json!({ "format_version": 1, "storage": "acid", "shard_count": 3, "hash": "xxh3-64/seed0" })
     );
 }
 
@@ -49,7 +50,7 @@ fn each_shard_finds_its_own_groups_after_a_restart() {
     let acid = open(dir.path(), None).unwrap();
     assert_eq!(acid.shard_count(), 2, "the manifest's number wins over the default");
     for shard in 0..2 {
-        let (_, recovered) = acid.open(shard).unwrap();
+        let recovered = acid.open(shard).unwrap().recovered;
         assert_eq!(recovered.groups, [(1, format!("shard {shard}").into())]);
         assert_eq!(recovered.next_group, 2);
     }
@@ -81,7 +82,7 @@ fn a_second_opener_is_refused_until_the_first_has_let_go_of_everything() {
     let locked =
         |error| matches!(error, Err(StorageError::Locked(path)) if path == dir.path().display().to_string());
     assert!(locked(open(dir.path(), None)));
-    let (log, _) = first.open(0).unwrap();
+    let log = first.open(0).unwrap().log;
     drop(first);
     assert!(locked(open(dir.path(), None)));
     drop(log);
@@ -99,7 +100,7 @@ fn a_manifest_of_another_version_is_refused_whatever_else_it_says() {
 #[test]
 fn a_manifest_with_another_hash_is_refused() {
     let dir = used(1);
-    let manifest = r#"{"format_version":1,"shard_count":1,"hash":"crc32"}"#;
+    let manifest = r#"{"format_version":1,"storage":"acid","shard_count":1,"hash":"crc32"}"#;
     fs::write(dir.path().join("layout.json"), manifest).unwrap();
     let message = refusal(dir.path(), None);
     assert!(message.contains("crc32") && message.contains("xxh3-64/seed0"), "{message}");
@@ -108,12 +109,31 @@ fn a_manifest_with_another_hash_is_refused() {
 #[test]
 fn a_malformed_manifest_is_refused() {
     let dir = used(1);
-    for text in
-        ["", "{", r#"{"format_version":1}"#, r#"{"format_version":1,"shard_count":0,"hash":"xxh3-64/seed0"}"#]
-    {
+    for text in [
+        "",
+        "{",
+        r#"{"format_version":1}"#,
+        r#"{"format_version":1,"shard_count":1,"hash":"xxh3-64/seed0"}"#,
+        r#"{"format_version":1,"storage":"acid","shard_count":0,"hash":"xxh3-64/seed0"}"#,
+    ] {
         fs::write(dir.path().join("layout.json"), text).unwrap();
         assert!(refusal(dir.path(), None).contains("layout.json"));
     }
+}
+
+#[test]
+fn a_directory_of_another_kind_of_storage_is_refused_with_both_kinds_and_the_remedy() {
+    let dir = used(1);
+    let path = dir.path().join("layout.json");
+    let manifest = fs::read_to_string(&path).unwrap();
+    fs::write(&path, manifest.replace("\"acid\"", "\"file-durable\"")).unwrap();
+    let message = refusal(dir.path(), None);
+    for part in ["layout.json", "\"file-durable\"", "\"acid\"", "storage.mode", "export", "import"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    assert_eq!(message.lines().count(), 1, "{message:?}");
+    fs::write(&path, manifest).unwrap();
+    assert_eq!(open(dir.path(), None).unwrap().shard_count(), 1);
 }
 
 #[test]
@@ -138,11 +158,11 @@ fn a_database_that_was_left_half_made_is_made_again() {
     let acid = open(dir.path(), Some(1)).unwrap();
     // What redb writes last is the header that says that the file is a database.
     fs::write(dir.path().join("shard-00/shard.redb.new"), vec![0; 73_728]).unwrap();
-    let (mut log, _) = acid.open(0).unwrap();
+    let mut log = acid.open(0).unwrap().log;
     log.commit(&mut [group(1, "x")]).unwrap();
     drop(log);
     assert!(!dir.path().join("shard-00/shard.redb.new").exists());
-    assert_eq!(acid.open(0).unwrap().1.next_group, 2);
+    assert_eq!(acid.open(0).unwrap().recovered.next_group, 2);
 }
 
 #[test]
@@ -179,7 +199,7 @@ fn a_shard_of_files_can_be_reopened() {
     let dir = used(1);
     let acid = open(dir.path(), None).unwrap();
     for seq in 2..5 {
-        let (mut log, recovered) = acid.open(0).unwrap();
+        let OpenedShard { mut log, recovered, .. } = acid.open(0).unwrap();
         assert_eq!(recovered.next_group, seq);
         log.commit(&mut [group(seq, "x")]).unwrap();
     }

@@ -1,0 +1,277 @@
+//! The settle thread of a shard: writes content into segments, away from commits, and rewrites segments that are worth it.
+//!
+//! ```text
+//!   core thread                 commit thread             settle thread
+//!   ───────────                 ─────────────             ─────────────
+//!   checkpoint with payload ───► passed on ─────────────► segment written, fsynced
+//!   checkpoint without      ◄──────────────────────────── Completion::Prepared
+//!   rides on the next group ───► committed; published ──► what is dead now may be worth a rewrite
+//! ```
+//!
+//! A segment that was written and not committed is a file that nobody lists: the next opening removes it. So this thread
+//! may be stopped anywhere.
+//!
+//! Rewrites give way: they are paced, and content that comes to be settled meanwhile is written in between.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::segment::{PreparedSegment, RunSource, SegmentStore};
+use super::{Checkpoint, StorageError};
+
+/// Pause before a segment that could not be written is tried again, under another name.
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+/// A rewrite that is ahead of its pace by less does not pause.
+const PACE_SLACK: Duration = Duration::from_millis(20);
+
+/// Where prepared checkpoints go. Called on the settle thread; must not block.
+pub(crate) type Hand = Arc<dyn Fn(Checkpoint) + Send + Sync>;
+
+#[derive(Debug)]
+enum Order {
+    Settle(Checkpoint),
+    /// Segments were published or lost live content. `rewritten` = a rewrite is among what was published.
+    Look {
+        rewritten: bool,
+    },
+}
+
+/// The commit thread's end of a settle thread. Dropping it stops the thread and waits for it.
+#[derive(Debug)]
+pub(crate) struct Settler {
+    orders: Option<Sender<Order>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Settler {
+    /// Starts the thread of shard number `shard`. Rewrites read and write at most `rewrite_bytes_per_sec`, 0 = none.
+    ///
+    /// # Errors
+    /// If the operating system gives no thread.
+    pub(crate) fn spawn(
+        shard: usize,
+        store: Arc<SegmentStore>,
+        rewrite_bytes_per_sec: u64,
+        hand: Hand,
+    ) -> io::Result<Self> {
+        let (sender, orders) = unbounded();
+        let mut worker = Worker {
+            shard,
+            store,
+            orders,
+            hand,
+            rewrite_bytes_per_sec,
+            rewrite_is_out: false,
+            closing: false,
+        };
+        let thread = thread::Builder::new().name(format!("ds-settle-{shard}")).spawn(move || worker.run())?;
+        Ok(Self { orders: Some(sender), thread: Some(thread) })
+    }
+
+    /// Has the checkpoint's payload written. It comes back by [`Hand`] without it.
+    pub(crate) fn settle(&self, checkpoint: Checkpoint) {
+        self.order(Order::Settle(checkpoint));
+    }
+
+    /// Tells that segments were published or that content of theirs died.
+    pub(crate) fn look(&self, rewritten: bool) {
+        self.order(Order::Look { rewritten });
+    }
+
+    /// Whether the thread is no more: it has panicked.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A thread that ended has panicked, which its joining reports.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for Settler {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a settle thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    shard: usize,
+    store: Arc<SegmentStore>,
+    orders: Receiver<Order>,
+    hand: Hand,
+    rewrite_bytes_per_sec: u64,
+    /// A rewrite was handed over and is not committed yet: nothing else is rewritten before.
+    rewrite_is_out: bool,
+    closing: bool,
+}
+
+impl Worker {
+    fn run(&mut self) {
+        loop {
+            while self.rewrite_what_is_worth_it() {}
+            match self.orders.recv() {
+                Ok(order) if !self.closing => self.obey(order),
+                _ => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Settle(checkpoint) => self.settle(checkpoint),
+            Order::Look { rewritten } => self.rewrite_is_out &= !rewritten,
+        }
+    }
+
+    /// Writes the payload, trying again until it works: the journal has it all meanwhile.
+    fn settle(&mut self, mut checkpoint: Checkpoint) {
+        let mut delay = RETRY_DELAY_MIN;
+        while !self.closing {
+            match self.write(&checkpoint) {
+                Ok(segment) => {
+                    self.add(&mut checkpoint, segment);
+                    for stream in &mut checkpoint.streams {
+                        stream.payload = Vec::new();
+                    }
+                    return (self.hand)(checkpoint);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        ds.shard = self.shard,
+                        %error,
+                        "a segment could not be written; the journal grows until it can"
+                    );
+                }
+            }
+            self.wait(delay);
+            delay = (delay * 2).min(RETRY_DELAY_MAX);
+        }
+    }
+
+    fn write(&self, checkpoint: &Checkpoint) -> Result<Option<PreparedSegment>, StorageError> {
+        let mut runs: Vec<RunSource> = checkpoint
+            .streams
+            .iter()
+            .filter(|stream| stream.payload.iter().any(|piece| !piece.is_empty()))
+            .map(|stream| RunSource {
+                stream: stream.id,
+                start: stream.start,
+                pieces: stream.payload.clone(),
+            })
+            .collect();
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        runs.sort_unstable_by_key(|run| (run.stream, run.start));
+        self.store.write_segment(runs).map(Some)
+    }
+
+    fn add(&self, checkpoint: &mut Checkpoint, segment: Option<PreparedSegment>) {
+        checkpoint.next_segment_id = self.store.next_segment_id();
+        checkpoint.segments_added.extend(segment.iter().map(PreparedSegment::meta));
+        checkpoint.to_publish.extend(segment);
+    }
+
+    /// Lets `pause` pass, unless the thread is to end.
+    fn wait(&mut self, pause: Duration) {
+        let deadline = Instant::now() + pause;
+        loop {
+            match self.orders.recv_deadline(deadline) {
+                Ok(Order::Look { rewritten }) => self.rewrite_is_out &= !rewritten,
+                // One checkpoint at a time is on its way, and this one waits for it.
+                Ok(Order::Settle(_)) => {
+                    tracing::error!(ds.shard = self.shard, "a checkpoint overtook another");
+                }
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.closing = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets `pause` pass, obeying orders meanwhile, unless the thread is to end.
+    fn pause(&mut self, pause: Duration) {
+        let deadline = Instant::now() + pause;
+        while !self.closing {
+            match self.orders.recv_deadline(deadline) {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => self.closing = true,
+            }
+        }
+    }
+
+    /// Hands over what there is to give up or to swap. Whether to look again, without an order that says so.
+    fn rewrite_what_is_worth_it(&mut self) -> bool {
+        if self.rewrite_is_out || self.closing {
+            return false;
+        }
+        let dead = self.store.dead_segments();
+        if !dead.is_empty() {
+            self.rewrite_is_out = true;
+            (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+            return false;
+        }
+        if self.rewrite_bytes_per_sec == 0 {
+            return false;
+        }
+        let Some(plan) = self.store.choose_rewrite() else { return false };
+        let replaced = plan.segments().to_vec();
+        let store = Arc::clone(&self.store);
+        let begun = Instant::now();
+        let mut bytes = 0;
+        match store.rewrite(plan, &mut |more| self.pace(begun, &mut bytes, more)) {
+            // It was ended, or nothing was alive any more.
+            Ok(None) => true,
+            Ok(Some(segment)) => {
+                self.rewrite_is_out = true;
+                let mut checkpoint = Checkpoint { segments_removed: replaced, ..Checkpoint::default() };
+                self.add(&mut checkpoint, Some(segment));
+                (self.hand)(checkpoint);
+                false
+            }
+            Err(error) => {
+                tracing::error!(ds.shard = self.shard, %error, "segments could not be rewritten");
+                self.pause(RETRY_DELAY_MAX);
+                true
+            }
+        }
+    }
+
+    /// Holds a rewrite to its pace, obeying orders meanwhile.
+    fn pace(&mut self, begun: Instant, bytes: &mut u64, more: u64) -> ControlFlow<()> {
+        *bytes += more;
+        let due = begun + Duration::from_secs_f64(*bytes as f64 / self.rewrite_bytes_per_sec as f64);
+        loop {
+            let now = Instant::now();
+            let order = if due > now + PACE_SLACK {
+                self.orders.recv_deadline(due)
+            } else {
+                self.orders.recv_deadline(now)
+            };
+            match order {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => return ControlFlow::Continue(()),
+                Err(RecvTimeoutError::Disconnected) => self.closing = true,
+            }
+            if self.closing {
+                return ControlFlow::Break(());
+            }
+        }
+    }
+}

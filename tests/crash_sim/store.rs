@@ -1,0 +1,38 @@
+//! The store under test, on a simulated disk.
+
+use std::sync::Arc;
+
+use durable_streams_server::config::Config;
+use durable_streams_server::engine::api::Storage;
+use durable_streams_server::engine::clock::Clock;
+use durable_streams_server::engine::{AcidStorage, EngineOptions};
+use durable_streams_server::storage::StorageError;
+
+use crate::sim_disk::SimDisk;
+
+/// How a store is built.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) shards: usize,
+    /// Above this, the journal is settled.
+    pub(crate) journal_bytes: u64,
+    /// Above this, settled content leaves the RAM; over all shards.
+    pub(crate) recent_bytes: u64,
+    /// Pages of the database that stay in RAM, over all shards.
+    pub(crate) cache_bytes: u64,
+}
+
+/// Opens the store with what the disk holds.
+pub(crate) fn open(
+    disk: &SimDisk,
+    setting: &Setting,
+    clock: &Clock,
+) -> Result<Arc<dyn Storage>, StorageError> {
+    let mut config = Config::default();
+    config.storage.acid_shard_count = Some(setting.shards);
+    config.storage.journal_bytes = setting.journal_bytes;
+    config.storage.cache_bytes = setting.cache_bytes;
+    config.limits.max_memory_bytes = setting.recent_bytes;
+    let options = EngineOptions::default().with_clock(clock.clone()).with_disk(Arc::new(disk.clone()));
+    Ok(Arc::new(AcidStorage::open_with(&config, &options)?))
+}
