@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use durable_streams_server::config::StorageMode;
+
 use crate::run::{Breakage, Plan, run};
 use crate::sim_disk::{Count, CutPoint, Dice, Fault, Moment};
 use crate::store::Setting;
@@ -13,6 +15,7 @@ fn setting(dice: &mut Dice) -> Setting {
         journal_bytes: [100, 400, 2_000, 20_000][dice.roll(4)],
         recent_bytes: [100, 3_000, 1 << 20][dice.roll(3)],
         cache_bytes: [0, 1 << 20][dice.roll(2)],
+        mode: [StorageMode::Acid, StorageMode::FileDurable][dice.roll(2)],
     }
 }
 

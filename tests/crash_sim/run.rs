@@ -162,7 +162,6 @@ impl Run {
             self.report.in_flight += u64::from(outcome.is_err());
             self.recover(style).await;
         }
-        self.world.disk.spare();
         for client in &mut self.clients {
             client.delete_everything(&self.world).await.expect("the disk works");
         }
@@ -308,7 +307,8 @@ impl Run {
                 self.world.note(format!("again {point}"));
                 self.world.disk.cut_at(point);
             }
-            if self.come_back().await.is_ok() {
+            // The store goes on by itself once everything is there: the cut may come then, too.
+            if self.come_back().await.is_ok() && self.world.disk.spare() {
                 return;
             }
         }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use durable_streams_server::config::Config;
+use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::Storage;
 use durable_streams_server::engine::clock::Clock;
-use durable_streams_server::engine::{AcidStorage, EngineOptions};
+use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage};
 use durable_streams_server::storage::StorageError;
 
 use crate::sim_disk::SimDisk;
@@ -20,6 +20,8 @@ pub(crate) struct Setting {
     pub(crate) recent_bytes: u64,
     /// Pages of the database that stay in RAM, over all shards.
     pub(crate) cache_bytes: u64,
+    /// A mode that promises to lose nothing.
+    pub(crate) mode: StorageMode,
 }
 
 /// Opens the store with what the disk holds.
@@ -34,5 +36,9 @@ pub(crate) fn open(
     config.storage.cache_bytes = setting.cache_bytes;
     config.limits.max_memory_bytes = setting.recent_bytes;
     let options = EngineOptions::default().with_clock(clock.clone()).with_disk(Arc::new(disk.clone()));
-    Ok(Arc::new(AcidStorage::open_with(&config, &options)?))
+    config.storage.mode = setting.mode;
+    Ok(match setting.mode {
+        StorageMode::FileDurable => Arc::new(FileStorage::open_with(&config, &options)?),
+        _ => Arc::new(AcidStorage::open_with(&config, &options)?),
+    })
 }

@@ -169,9 +169,11 @@ impl SimDisk {
         self.lock().cut_point = Some(point);
     }
 
-    /// Takes back [`Self::cut_at`].
-    pub(crate) fn spare(&self) {
-        self.lock().cut_point = None;
+    /// Takes back [`Self::cut_at`], unless it is too late: whether the disk works on.
+    pub(crate) fn spare(&self) -> bool {
+        let mut state = self.lock();
+        state.cut_point = None;
+        !state.frozen
     }
 
     /// Stops the disk now.
