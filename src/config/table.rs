@@ -222,10 +222,10 @@ pub static KEYS: &[Key] = &[
         Kind::Choice {
             words: &[
                 Word::new("memory", |d| d.config.storage.mode = StorageMode::Memory),
-                Word::new("acid", |d| d.config.storage.mode = StorageMode::Acid).also(&["redb"]),
                 Word::new("file-fast", |d| d.config.storage.mode = StorageMode::FileFast).also(&["fast"]),
                 Word::new("file-durable", |d| d.config.storage.mode = StorageMode::FileDurable)
                     .also(&["file", "durable"]),
+                Word::new("acid", |d| d.config.storage.mode = StorageMode::Acid).also(&["redb"]),
             ],
         },
         |c| match c.storage.mode {

@@ -187,5 +187,8 @@ fn what_sounds_like_a_secret_is_masked_in_errors() {
 #[test]
 fn an_error_stays_one_line_whatever_the_value() {
     let text = env(&[("DS_STORAGE__MODE", "a\nb\u{1b}[2J")]).error();
-    assert_eq!(text, "DS_STORAGE__MODE: storage.mode = \"a\\u000Ab\\u001B[2J\": must be one of memory, acid");
+    assert_eq!(
+        text,
+        "DS_STORAGE__MODE: storage.mode = \"a\\u000Ab\\u001B[2J\": must be one of memory, file-fast, file-durable, acid"
+    );
 }

@@ -121,7 +121,10 @@ fn the_empty_string_takes_an_optional_value_back() {
     let config = Case::new(&files, &empty).load().unwrap();
     assert_eq!((config.http.public_origin, config.storage.acid_shard_count), (None, None));
     let text = env(&[("DS_STORAGE__MODE", "")]).error();
-    assert_eq!(text, "DS_STORAGE__MODE: storage.mode = \"\": must be one of memory, acid");
+    assert_eq!(
+        text,
+        "DS_STORAGE__MODE: storage.mode = \"\": must be one of memory, file-fast, file-durable, acid"
+    );
 }
 
 #[test]
