@@ -30,13 +30,15 @@ const LIFE_MS: u64 = 150;
 /// Longest time that a start is given in which nobody waits for its end.
 const START_MS: u64 = 80;
 
-const SETTINGS: [(&str, &str); 4] = [
-    ("DS_STORAGE__MODE", "acid"),
-    ("DS_STORAGE__ACID_SHARD_COUNT", "3"),
-    // Small enough that settling and reading from disk are under way all the time.
-    ("DS_STORAGE__JOURNAL_BYTES", "65536"),
-    ("DS_LIMITS__MAX_MEMORY_BYTES", "65536"),
-];
+fn settings(mode: &str) -> [(&str, &str); 4] {
+    [
+        ("DS_STORAGE__MODE", mode),
+        ("DS_STORAGE__ACID_SHARD_COUNT", "3"),
+        // Small enough that settling and reading from disk are under way all the time.
+        ("DS_STORAGE__JOURNAL_BYTES", "65536"),
+        ("DS_LIMITS__MAX_MEMORY_BYTES", "65536"),
+    ]
+}
 
 /// Milliseconds below `most`, not the same twice.
 fn any_ms(most: u64) -> Duration {
@@ -77,9 +79,9 @@ fn wait_for_status(client: &mut Client, path: &str, status: u16) -> Response {
 }
 
 /// Starts the server on the data that a killed one left, and kills it before it is ready, or soon after.
-fn interrupt_a_start(server: &ServerProcess) {
+fn interrupt_a_start(server: &ServerProcess, mode: &str) {
     let mut child = server_command(server.directory())
-        .envs(SETTINGS)
+        .envs(settings(mode))
         .env("DS_SERVER__PORT", "0")
         .env("DS_STORAGE__DATA_DIR", server.directory().join("data"))
         .stdin(Stdio::null())
@@ -93,8 +95,22 @@ fn interrupt_a_start(server: &ServerProcess) {
 }
 
 #[test]
-fn whatever_was_acknowledged_survives_kill_9_once_and_in_order() {
-    let mut server = ServerProcess::start(&SETTINGS);
+fn whatever_acid_acknowledged_survives_kill_9_once_and_in_order() {
+    kill_again_and_again("acid");
+}
+
+#[test]
+fn whatever_file_durable_acknowledged_survives_kill_9_once_and_in_order() {
+    kill_again_and_again("file-durable");
+}
+
+#[test]
+fn whatever_file_fast_acknowledged_survives_kill_9_once_and_in_order() {
+    kill_again_and_again("file-fast");
+}
+
+fn kill_again_and_again(mode: &str) {
+    let mut server = ServerProcess::start(&settings(mode));
     writers::create_streams(&mut server.client());
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
     let mut garden = Garden::default();
@@ -116,7 +132,7 @@ fn whatever_was_acknowledged_survives_kill_9_once_and_in_order() {
             server.kill9();
         });
         for _ in 0..round % 3 {
-            interrupt_a_start(&server);
+            interrupt_a_start(&server, mode);
         }
         server.restart();
         let mut client = server.client();

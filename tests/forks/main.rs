@@ -40,7 +40,7 @@ fn on_each_layout(test: impl Fn(Server)) {
 }
 
 fn on_each_layout_with(settings: &[(&str, &str)], test: impl Fn(Server)) {
-    for mode in ["memory", "acid"] {
+    for mode in ["memory", "file-durable", "acid"] {
         for shards in ["1", "5"] {
             test(Server::start(mode, shards, settings));
         }

@@ -45,7 +45,7 @@ const CLOSED: (&str, &str) = ("Stream-Closed", "true");
 
 /// Runs a test against a fresh server in each storage mode.
 fn in_each_mode(settings: &[(&str, &str)], test: impl Fn(&ServerProcess)) {
-    for mode in ["memory", "acid"] {
+    for mode in ["memory", "file-durable", "acid"] {
         test(&start(mode, settings));
     }
 }

@@ -19,6 +19,7 @@ mod store;
 use std::sync::Arc;
 
 use disk::Disks;
+use durable_streams_server::config::StorageMode;
 use proptest::prelude::*;
 use run::Run;
 use store::Below;
@@ -52,7 +53,9 @@ proptest! {
 
     #[test]
     fn streams_in_a_directory_behave_as_the_model(setting in plan::settings(), commands in plan::commands(true)) {
-        let directory = tempfile::TempDir::new().expect("a temporary directory can be made");
-        Run::new(setting, Below::Directory(directory)).all(&commands);
+        for mode in [StorageMode::Acid, StorageMode::FileDurable, StorageMode::FileFast] {
+            let directory = tempfile::TempDir::new().expect("a temporary directory can be made");
+            Run::new(setting.clone(), Below::Directory(mode, directory)).all(&commands);
+        }
     }
 }

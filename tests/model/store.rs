@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use durable_streams_server::config::Config;
+use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::Storage;
 use durable_streams_server::engine::clock::Clock;
-use durable_streams_server::engine::{AcidStorage, EngineOptions, InMemoryStorage};
+use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage, InMemoryStorage};
 
 use crate::disk::Disks;
 use crate::plan::{CROWD, NAMES, Setting};
@@ -20,7 +20,7 @@ pub(crate) const PROBES_MAX: u8 = 3;
 pub(crate) enum Below {
     Memory,
     Disks(Arc<Disks>),
-    Directory(tempfile::TempDir),
+    Directory(StorageMode, tempfile::TempDir),
 }
 
 /// Opens the store, on the data that it had before.
@@ -43,9 +43,13 @@ pub(crate) fn open(setting: &Setting, below: &Below, clock: &Clock) -> Arc<dyn S
             let options = disks.put_below(options);
             Arc::new(AcidStorage::open_with(&config, &options).unwrap())
         }
-        Below::Directory(directory) => {
+        Below::Directory(mode, directory) => {
+            config.storage.mode = *mode;
             config.storage.data_dir = directory.path().to_owned();
-            Arc::new(AcidStorage::open_with(&config, &options).unwrap())
+            match mode {
+                StorageMode::Acid => Arc::new(AcidStorage::open_with(&config, &options).unwrap()),
+                _ => Arc::new(FileStorage::open_with(&config, &options).unwrap()),
+            }
         }
     }
 }
