@@ -45,15 +45,35 @@ impl Opener {
 
 impl ColdReader for SegmentStore {
     fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
+        self.with_buffer(|buffer| self.read_into(stream, (from, to), buffer, take))
+    }
+
+    /// Blocks are verified whole though only their headers are asked for: otherwise a damaged one could send a reader
+    /// into the middle of a message.
+    fn boundary_at_or_before(&self, stream: u64, position: u64) -> Result<u64, StorageError> {
+        if position == 0 {
+            return Ok(0);
+        }
+        self.with_buffer(|buffer| self.boundary(stream, position, buffer))
+    }
+}
+
+impl SegmentStore {
+    fn read_into(
+        &self,
+        stream: u64,
+        (from, to): (u64, u64),
+        buffer: &mut Vec<u8>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), StorageError> {
         let mut at = from;
         let mut opener = Opener::default();
-        let mut buffer = Vec::new();
         while at < to {
             let places = self.index().places(stream, at, to).ok_or(StorageError::Missing)?;
             for Place { segment, run } in places {
                 let Some(file) = opener.open(self, &segment)? else { break };
                 let range = (at, to.min(run.end()));
-                read_blocks(&segment, &*file, &run, range, &mut buffer, &mut |block| {
+                read_blocks(&segment, &*file, &run, range, buffer, &mut |block| {
                     // Both fit: they are at most the length of a block.
                     let low = at.saturating_sub(block.start) as usize;
                     let high = (to.min(block.end()) - block.start) as usize;
@@ -65,14 +85,8 @@ impl ColdReader for SegmentStore {
         Ok(())
     }
 
-    /// Blocks are verified whole though only their headers are asked for: otherwise a damaged one could send a reader
-    /// into the middle of a message.
-    fn boundary_at_or_before(&self, stream: u64, position: u64) -> Result<u64, StorageError> {
-        if position == 0 {
-            return Ok(0);
-        }
+    fn boundary(&self, stream: u64, position: u64, buffer: &mut Vec<u8>) -> Result<u64, StorageError> {
         let mut opener = Opener::default();
-        let mut buffer = Vec::new();
         // The last position that may be one.
         let mut last = position;
         loop {
@@ -91,7 +105,7 @@ impl ColdReader for SegmentStore {
             drop(index);
             let Some(file) = opener.open(self, &segment)? else { continue };
             let first = from.max(run.start);
-            if let Some(boundary) = last_boundary(&segment, &*file, &run, (first, last), &mut buffer)? {
+            if let Some(boundary) = last_boundary(&segment, &*file, &run, (first, last), buffer)? {
                 return Ok(boundary.max(from));
             }
             // The start of what is kept always is one, and where a run starts another ends.

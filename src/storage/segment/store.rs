@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::RunSource;
 use super::choose::{self, RewritePlan, RewritePolicy};
@@ -16,6 +16,8 @@ use crate::storage::disk::Disk;
 
 /// Runs or streams that are changed under one hold of the index's lock: about a millisecond for which readers wait.
 const CHANGES_PER_LOCK: usize = 1024;
+/// Buffers that are kept between reads.
+const BUFFERS_MAX: usize = 16;
 
 /// Sizes that tests set smaller.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,9 @@ pub(crate) struct SegmentStore {
     pub(super) limits: StoreLimits,
     pub(super) policy: RewritePolicy,
     pub(super) descriptors: Descriptors,
+    /// What reads read into, used again and again: many threads read now and then, and an allocator keeps for each what
+    /// that thread let go of.
+    buffers: Mutex<Vec<Vec<u8>>>,
     /// Never held while anything is read or written.
     index: RwLock<Index>,
     next_id: AtomicU64,
@@ -66,6 +71,7 @@ impl SegmentStore {
             dir,
             limits,
             policy: RewritePolicy::default(),
+            buffers: Mutex::default(),
             index: RwLock::new(index),
             next_id: AtomicU64::new(next_id),
         }
@@ -86,6 +92,18 @@ impl SegmentStore {
     pub(crate) fn with_policy(mut self, policy: RewritePolicy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// Lends a buffer of any content and length to `work`.
+    pub(super) fn with_buffer<T>(&self, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = buffers().pop().unwrap_or_default();
+        let outcome = work(&mut buffer);
+        let mut buffers = buffers();
+        if buffers.len() < BUFFERS_MAX {
+            buffers.push(buffer);
+        }
+        outcome
     }
 
     pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
