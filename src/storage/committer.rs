@@ -372,6 +372,9 @@ impl Worker {
     fn fail(&mut self, error: &StorageError) {
         self.failures += 1;
         (self.report)(Completion::Failed { error: error.to_string() });
+        if let Some(open) = &self.open {
+            open.segments.retire();
+        }
         close(self.open.take());
         if matches!(error, StorageError::DiskFull(_)) {
             self.watch.ran_out();
@@ -391,6 +394,7 @@ impl Worker {
                     self.open = Some(open);
                     self.may_reclaim = true;
                     (self.report)(Completion::Reopened { recovered, reader, disk: self.reported_disk });
+                    // Orders wait in the queue. A closing does too, but no longer than `WRITE_DELAY_MAX`.
                     thread::sleep(self.write_delay);
                     self.write_delay = (self.write_delay * 2).clamp(WRITE_DELAY_MIN, WRITE_DELAY_MAX);
                     return;

@@ -82,8 +82,6 @@ pub(crate) struct Checkpoint {
     pub(crate) next_stream_id: u64,
     /// No segment id at or above this one has been given out.
     pub(crate) next_segment_id: u64,
-    /// Number above that of the group that carries this.
-    pub(crate) next_group: u64,
     /// What readers find in the segments that are added, once that is so.
     pub(crate) to_publish: Vec<PreparedSegment>,
 }

@@ -156,52 +156,29 @@ impl Worker {
                     );
                 }
             }
-            self.wait(delay);
+            self.pause(delay);
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
     }
 
     fn write(&self, checkpoint: &Checkpoint) -> Result<Option<PreparedSegment>, StorageError> {
-        let mut runs: Vec<RunSource> = checkpoint
+        let runs: Vec<RunSource> = checkpoint
             .streams
             .iter()
-            .filter(|stream| stream.payload.iter().any(|piece| !piece.is_empty()))
+            .filter(|stream| stream.start < stream.end)
             .map(|stream| RunSource {
                 stream: stream.id,
                 start: stream.start,
                 pieces: stream.payload.clone(),
             })
             .collect();
-        if runs.is_empty() {
-            return Ok(None);
-        }
-        runs.sort_unstable_by_key(|run| (run.stream, run.start));
-        self.store.write_segment(runs).map(Some)
+        if runs.is_empty() { Ok(None) } else { self.store.write_segment(runs).map(Some) }
     }
 
     fn add(&self, checkpoint: &mut Checkpoint, segment: Option<PreparedSegment>) {
         checkpoint.next_segment_id = self.store.next_segment_id();
         checkpoint.segments_added.extend(segment.iter().map(PreparedSegment::meta));
         checkpoint.to_publish.extend(segment);
-    }
-
-    /// Lets `pause` pass, unless the thread is to end.
-    fn wait(&mut self, pause: Duration) {
-        let deadline = Instant::now() + pause;
-        loop {
-            match self.orders.recv_deadline(deadline) {
-                Ok(Order::Look { rewritten }) => self.rewrite_is_out &= !rewritten,
-                // One checkpoint at a time is on its way, and this one waits for it.
-                Ok(Order::Settle(_)) => {
-                    tracing::error!(ds.shard = self.shard, "a checkpoint overtook another");
-                }
-                Err(RecvTimeoutError::Timeout) => return,
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.closing = true;
-                    return;
-                }
-            }
-        }
     }
 
     /// Lets `pause` pass, obeying orders meanwhile, unless the thread is to end.

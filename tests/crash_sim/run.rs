@@ -11,18 +11,14 @@ use futures_util::future::{join, join_all};
 use crate::client::Client;
 use crate::ledger::Ledger;
 use crate::observer::Observer;
-use crate::op::Op;
-use crate::request::{Append, Body, Create};
 use crate::sim_disk::{Count, CutPoint, Dice, Fault, Moment, SimDisk, Style, Survives};
 use crate::store::{Setting, open};
 use crate::workload::{TTL_MAX, Workload};
-use crate::world::{Down, PATIENCE, START_MS, Step, World, within};
+use crate::world::{Down, PATIENCE, START_MS, Step, World};
 
 /// Cuts during one recovery, at most.
 const NESTED_MAX: usize = 3;
 const NAMES_OF_CLIENT: u8 = 4;
-/// Names from here on are nobody's.
-const PROBES: u8 = 200;
 /// Requests may fail more than once for one call that does: those that were sent before the failure was known.
 const HEALING_MAX: usize = 20;
 
@@ -213,36 +209,8 @@ impl Run {
             if self.check(false).await.is_ok() {
                 return;
             }
-            // A database that could not be read once stays so until a commit fails because of that, and it is opened anew.
-            self.write_everywhere().await;
         }
         panic!("one call has failed, and the store works no more");
-    }
-
-    /// Lets every shard commit something that is of no account.
-    async fn write_everywhere(&self) {
-        for number in 0..8 {
-            let create = Create {
-                name: PROBES + number,
-                content_type: None,
-                life: None,
-                closed: false,
-                body: Body::Bytes(Vec::new()),
-                fork: None,
-            };
-            let append = Append {
-                name: PROBES + number,
-                content_type: "application/octet-stream".into(),
-                body: Body::Bytes(vec![1]),
-                close: false,
-                seq: None,
-                producer: None,
-            };
-            for op in [Op::Create(create), Op::Append(append)] {
-                let verdict = within(op.send(self.world.store())).await;
-                self.world.note(format!("{op} → {verdict:?}"));
-            }
-        }
     }
 
     fn open(&mut self) -> Step {

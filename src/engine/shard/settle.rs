@@ -109,7 +109,6 @@ impl Shard {
         self.forget_stale_dirty();
         checkpoint.trim_before = self.settling.trim_before(group);
         checkpoint.next_stream_id = self.next_stream_id;
-        checkpoint.next_group = group + 1;
         self.settling.trim(checkpoint.trim_before);
         let settled = checkpoint.streams.iter().map(|stream| (stream.id, stream.end)).collect();
         self.settling.unpublished.push_back((group, settled));

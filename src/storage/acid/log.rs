@@ -226,10 +226,10 @@ impl ShardLog {
         self.file.as_ref()?.allocated_bytes().ok()
     }
 
-    /// Runs `write` in a durable transaction. Once that failed, no other is begun.
-    fn transact<T>(
+    /// Runs `write`, unless an earlier one failed. Tells a full disk from other troubles.
+    fn attempt<T>(
         &mut self,
-        write: impl FnOnce(&mut Self, &WriteTransaction) -> Result<T, StorageError>,
+        write: impl FnOnce(&mut Self) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
         if self.failed {
             return Err(StorageError::Database {
@@ -238,7 +238,7 @@ impl ShardLog {
             });
         }
         self.failed = true;
-        let answer = self.transact_once(write).map_err(|error| {
+        let answer = write(self).map_err(|error| {
             let ran_out = self.shard.ran_out.load(Ordering::Relaxed);
             if ran_out { StorageError::DiskFull(error.to_string()) } else { error }
         })?;
@@ -246,16 +246,13 @@ impl ShardLog {
         Ok(answer)
     }
 
-    fn transact_once<T>(
-        &mut self,
-        write: impl FnOnce(&mut Self, &WriteTransaction) -> Result<T, StorageError>,
-    ) -> Result<T, StorageError> {
+    /// Writes groups in a durable transaction.
+    fn commit_groups(&mut self, groups: &mut [Group]) -> Result<(), StorageError> {
         let mut transaction = self.database.begin_write().map_err(failed("beginning to write"))?;
         transaction.set_durability(Durability::Immediate).map_err(failed("beginning to write"))?;
         transaction.set_two_phase_commit(self.two_phase_commit);
-        let answer = write(self, &transaction)?;
-        transaction.commit().map_err(failed("committing"))?;
-        Ok(answer)
+        self.write_groups(&transaction, groups)?;
+        transaction.commit().map_err(failed("committing"))
     }
 
     fn write_groups(
@@ -339,8 +336,7 @@ impl ShardLog {
             let &SegmentMeta { id, file_bytes, footer_crc } = segment;
             tables.segments.insert(id, (file_bytes, footer_crc)).map_err(failed(DOING))?;
             self.usage.put_settled(usage::segment_row(), None);
-            let next = read_sys(&tables.sys, SYS_NEXT_SEGMENT_ID)?.unwrap_or(0).max(id + 1);
-            tables.sys.insert(SYS_NEXT_SEGMENT_ID, next).map_err(failed(DOING))?;
+            tables.sys.insert(SYS_NEXT_SEGMENT_ID, checkpoint.next_segment_id).map_err(failed(DOING))?;
         }
         for id in &checkpoint.segments_removed {
             if tables.segments.remove(id).map_err(failed(DOING))?.is_some() {
@@ -397,7 +393,7 @@ impl CommitLog for ShardLog {
         if groups.is_empty() {
             return Ok(());
         }
-        self.transact(|log, transaction| log.write_groups(transaction, groups))
+        self.attempt(|log| log.commit_groups(groups))
     }
 
     /// redb uses the pages of removed rows again, but gives back only the end of its file, and only if that happens to be
@@ -408,9 +404,7 @@ impl CommitLog for ShardLog {
         if self.failed || needed > COMPACTED_BYTES_MAX || taken < needed.saturating_mul(2) + WASTE_BYTES_MAX {
             return Ok(false);
         }
-        self.failed = true;
-        self.database.compact().map_err(failed("compacting the database"))?;
-        self.failed = false;
+        self.attempt(|log| log.database.compact().map_err(failed("compacting the database")))?;
         Ok(false)
     }
 

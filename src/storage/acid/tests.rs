@@ -93,6 +93,7 @@ fn prepare(segments: &SegmentStore, group: &mut Group) -> Result<(), StorageErro
         let prepared = segments.write_segment(runs)?;
         checkpoint.segments_added.push(prepared.meta());
         checkpoint.to_publish.push(prepared);
+        checkpoint.next_segment_id = segments.next_segment_id();
     }
     Ok(())
 }

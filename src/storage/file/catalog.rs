@@ -50,7 +50,6 @@ pub(super) struct CatalogContent {
     pub(super) trim_before: u64,
     pub(super) next_stream_id: u64,
     pub(super) next_segment_id: u64,
-    pub(super) next_group: u64,
     /// Journal groups up to this one were durable.
     pub(super) durable_through: u64,
     /// Bytes of an unfinished checkpoint that were dropped.
@@ -321,15 +320,13 @@ fn load(
         return Err(reader.corrupt("the file is not complete"));
     }
     debug_assert!(end >= HEADER_BYTES as u64, "records follow the header");
-    let Counters { trim_before, next_stream_id, next_segment_id, next_group, durable_through } =
-        account.roots.counters;
+    let Counters { trim_before, next_stream_id, next_segment_id, durable_through } = account.roots.counters;
     let content = CatalogContent {
         streams: gathered.finish(),
         segments: account.roots.segments().copied().collect(),
         trim_before,
         next_stream_id,
         next_segment_id,
-        next_group,
         durable_through,
         dropped_bytes: found.len - end,
     };

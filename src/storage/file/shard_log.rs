@@ -87,7 +87,8 @@ impl ShardLog {
         let (catalog, found) = Catalog::open(Arc::clone(disk), dir, shard, options)?;
         let known = Known { trim_before: found.trim_before, durable_through: found.durable_through };
         let (journal, in_journal) = Journal::open(Arc::clone(disk), dir, shard, options, known)?;
-        let CatalogContent { streams, segments, next_stream_id, next_segment_id, next_group, .. } = found;
+        let CatalogContent { streams, segments, next_stream_id, next_segment_id, durable_through, .. } =
+            found;
         let dropped_bytes = in_journal.dropped_bytes + found.dropped_bytes;
         if dropped_bytes > 0 {
             tracing::info!(
@@ -102,7 +103,7 @@ impl ShardLog {
             segments,
             next_stream_id,
             next_segment_id,
-            next_group: next_group.max(journal.last_group().saturating_add(1)),
+            next_group: durable_through.max(journal.last_group()).saturating_add(1),
             dropped_bytes,
         };
         Ok((Self { shard, journal, catalog }, opened))

@@ -36,6 +36,10 @@ impl Opener {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(io_failed("opening", &segment.path, error));
         }
+        if store.is_retired() {
+            // Who looks again does so in the store that has taken this one's place.
+            return Err(StorageError::Missing);
+        }
         if self.vanished.replace(segment.key.id) == Some(segment.key.id) {
             return Err(segment.corrupt("the file is not there"));
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::RunSource;
@@ -52,6 +52,8 @@ pub(crate) struct SegmentStore {
     /// Never held while anything is read or written.
     index: RwLock<Index>,
     next_id: AtomicU64,
+    /// The shard is being opened anew: another store has the files.
+    is_retired: AtomicBool,
 }
 
 impl fmt::Debug for SegmentStore {
@@ -74,6 +76,7 @@ impl SegmentStore {
             buffers: Mutex::default(),
             index: RwLock::new(index),
             next_id: AtomicU64::new(next_id),
+            is_retired: AtomicBool::new(false),
         }
     }
 
@@ -112,6 +115,15 @@ impl SegmentStore {
 
     pub(super) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files may go from now on, as another store is opened on them. Reads go on as long as theirs are there.
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
     }
 
     /// Takes a segment id, which is given to nobody else.

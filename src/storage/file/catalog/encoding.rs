@@ -39,7 +39,6 @@ pub(super) struct Counters {
     pub(super) trim_before: u64,
     pub(super) next_stream_id: u64,
     pub(super) next_segment_id: u64,
-    pub(super) next_group: u64,
     /// Journal groups up to this one were durable.
     pub(super) durable_through: u64,
 }
@@ -50,7 +49,6 @@ impl Counters {
             trim_before: checkpoint.trim_before,
             next_stream_id: checkpoint.next_stream_id,
             next_segment_id: checkpoint.next_segment_id,
-            next_group: checkpoint.next_group,
             durable_through,
         }
     }
@@ -60,7 +58,6 @@ impl Counters {
             (&mut self.trim_before, to.trim_before),
             (&mut self.next_stream_id, to.next_stream_id),
             (&mut self.next_segment_id, to.next_segment_id),
-            (&mut self.next_group, to.next_group),
             (&mut self.durable_through, to.durable_through),
         ] {
             *counter = to.max(*counter);
@@ -68,13 +65,7 @@ impl Counters {
     }
 
     fn put(self, out: &mut Vec<u8>) {
-        for counter in [
-            self.trim_before,
-            self.next_stream_id,
-            self.next_segment_id,
-            self.next_group,
-            self.durable_through,
-        ] {
+        for counter in [self.trim_before, self.next_stream_id, self.next_segment_id, self.durable_through] {
             out.put_varint(counter);
         }
     }
@@ -84,7 +75,6 @@ impl Counters {
             trim_before: record.varint()?,
             next_stream_id: record.varint()?,
             next_segment_id: record.varint()?,
-            next_group: record.varint()?,
             durable_through: record.varint()?,
         })
     }
@@ -309,9 +299,9 @@ mod tests {
             .prop_map(|(id, file_bytes, footer_crc)| SegmentMeta { id, file_bytes, footer_crc });
         let ids = || prop::collection::vec(any::<u64>(), 0..4);
         let lists = (prop::collection::vec(stream, 0..4), ids(), prop::collection::vec(segment, 0..3), ids());
-        (lists, any::<[u64; 4]>()).prop_map(
+        (lists, any::<[u64; 3]>()).prop_map(
             |((streams, removed, segments_added, segments_removed), counters)| {
-                let [trim_before, next_stream_id, next_segment_id, next_group] = counters;
+                let [trim_before, next_stream_id, next_segment_id] = counters;
                 Checkpoint {
                     streams,
                     removed,
@@ -320,7 +310,6 @@ mod tests {
                     trim_before,
                     next_stream_id,
                     next_segment_id,
-                    next_group,
                     to_publish: Vec::new(),
                 }
             },

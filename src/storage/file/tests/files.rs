@@ -17,7 +17,7 @@ fn group(seq: u64, bytes: usize, checkpoint: Option<Checkpoint>) -> Group {
 }
 
 fn settled(trim_before: u64) -> Checkpoint {
-    Checkpoint { trim_before, next_group: trim_before, ..Checkpoint::default() }
+    Checkpoint { trim_before, ..Checkpoint::default() }
 }
 
 fn stream(id: u64, record: &str, producers: &[(&str, u64)]) -> StreamCheckpoint {
@@ -171,8 +171,7 @@ fn rewrite_often(disk: &Arc<dyn Disk>, options: Options) -> u64 {
     let mut bytes = log.disk_bytes();
     let rounds = 400;
     for round in 1..=rounds {
-        let mut checkpoint =
-            Checkpoint { trim_before: round, next_group: round + 1, ..Checkpoint::default() };
+        let mut checkpoint = Checkpoint { trim_before: round, ..Checkpoint::default() };
         for id in 0..40 {
             let producer = format!("producer {}", round % 3);
             checkpoint.streams.push(stream(

@@ -25,7 +25,8 @@ pub(super) struct CatalogModel {
 }
 
 impl CatalogModel {
-    fn apply(&mut self, checkpoint: &Checkpoint) {
+    /// A checkpoint is in force that the group number `group` carries.
+    fn apply(&mut self, checkpoint: &Checkpoint, group: u64) {
         for stream in &checkpoint.streams {
             let (record, producers) = self.streams.entry(stream.id).or_default();
             record.clone_from(&stream.record);
@@ -42,7 +43,10 @@ impl CatalogModel {
         self.trim_before = self.trim_before.max(checkpoint.trim_before);
         self.next_stream_id = self.next_stream_id.max(checkpoint.next_stream_id);
         self.next_segment_id = self.next_segment_id.max(checkpoint.next_segment_id);
-        self.next_group = self.next_group.max(checkpoint.next_group);
+        if checkpoint.next_stream_id > 0 {
+            // One that says nothing cannot be told from none.
+            self.next_group = self.next_group.max(group + 1);
+        }
     }
 
     /// All but `trim_before` and `next_group`, which nobody is told of.
@@ -155,7 +159,6 @@ impl Model {
         checkpoint.trim_before = from + dice.below((seq + 2).saturating_sub(from).max(1));
         checkpoint.next_stream_id = self.next_stream;
         checkpoint.next_segment_id = self.next_segment;
-        checkpoint.next_group = seq + 1;
         checkpoint
     }
 
@@ -173,7 +176,7 @@ impl Model {
         for group in &mut groups {
             if dice.one_in(2) {
                 let checkpoint = self.checkpoint(dice, &next, group.seq);
-                next.apply(&checkpoint);
+                next.apply(&checkpoint, group.seq);
                 group.checkpoint = Some(checkpoint);
             }
         }

@@ -278,3 +278,23 @@ fn few_descriptors_are_kept_open_however_many_segments_there_are() {
     store.publish(vec![], &store.dead_segments()).unwrap();
     assert_eq!(watched.open_files(), 0, "removed files are not kept open");
 }
+
+#[test]
+fn a_file_that_is_gone_is_a_loss_unless_another_store_has_taken_over() {
+    let disk = new_disk();
+    let store = new_store(&disk);
+    let meta = settle(&store, vec![run(1, 0, &[5])]);
+    let reopened = |store: SegmentStore| {
+        drop(store);
+        SegmentStore::open(Arc::new(disk.clone()), 3, dir(), &[meta], 0, [(1, 0..5)]).unwrap()
+    };
+    let store = reopened(store);
+    let old = SegmentStore::open(Arc::new(disk.clone()), 3, dir(), &[meta], 0, [(1, 0..5)]).unwrap();
+    old.retire();
+    check_read(&old, 1, 0..5);
+    let old = reopened(old);
+    old.retire();
+    disk.remove(&super::super::format::file_path(&dir(), meta.id)).unwrap();
+    check_missing(&old, 1, 0..5);
+    assert!(matches!(read(&store, 1, 0..5), Err(StorageError::Corrupt(_))));
+}
