@@ -119,20 +119,28 @@ fn disk_is_limited_and_reads_go_on() {
     let mut caller = Caller::to(&server);
     caller.create("a", TEXT, "");
     let piece = "x".repeat(256 * 1024);
-    let mut stored = 0;
-    let refused = loop {
+    let (mut appended, mut created) = (0, 0);
+    // Room comes back when the journal is trimmed of what is in segments by now. So an append that is refused says nothing
+    // about the creation after it; in the end both are.
+    let name = loop {
         let answer = caller.post("a", &[TEXT], &piece);
-        if answer.status != 204 {
-            break answer;
+        if answer.status == 204 {
+            appended += 1;
+        } else {
+            answer.expect_refusal("INSUFFICIENT_STORAGE");
+            let name = format!("b{created}");
+            let answer = caller.put(&name, &[TEXT], &piece);
+            if answer.status != 201 {
+                answer.expect_refusal("INSUFFICIENT_STORAGE");
+                break name;
+            }
+            created += 1;
         }
-        stored += 1;
-        assert!(stored < 64, "16 MiB were taken although the limit is 8 MiB");
+        assert!(appended + created < 64, "16 MiB were taken although the limit is 8 MiB");
     };
-    refused.expect_refusal("INSUFFICIENT_STORAGE");
-    assert_eq!(caller.tail("a"), offset(stored * piece.len()));
+    assert_eq!(caller.tail("a"), offset(appended * piece.len()));
     caller.get("a", &[]).expect_status(200);
-    caller.put("b", &[TEXT], &piece).expect_refusal("INSUFFICIENT_STORAGE");
-    caller.assert_absent("b");
+    caller.assert_absent(&name);
 }
 
 #[test]
