@@ -177,6 +177,10 @@ impl AcidLog {
         CountingBackend::new(inner, Arc::clone(&self.counters), Arc::clone(&shard.ran_out))
     }
 
+    fn on_disk(&self, file: Arc<dyn DiskFile>) -> Box<DiskBackend> {
+        Box::new(DiskBackend::new(file, Arc::clone(self.directory.disk())))
+    }
+
     fn open_file(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>, StorageError> {
         self.directory.disk().open(path, mode).map_err(self.directory.failed("opening", path))
     }
@@ -193,7 +197,7 @@ impl AcidLog {
         }
         let draft = path.with_file_name(SHARD_FILE_NEW);
         let file = self.open_file(&draft, OpenMode::Create)?;
-        let backend = self.counted(Box::new(DiskBackend::new(file)), shard);
+        let backend = self.counted(self.on_disk(file), shard);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         database.close().map_err(tables::failed("closing the new database"))?;
         self.directory.publish(&draft, path)
@@ -213,7 +217,7 @@ impl AcidLog {
         let file = self.open_file(&path, OpenMode::Write)?;
         // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
         file.drop_cache().map_err(self.directory.failed("flushing", &path))?;
-        Ok((self.counted(Box::new(DiskBackend::new(Arc::clone(&file))), shard), Some(file)))
+        Ok((self.counted(self.on_disk(Arc::clone(&file)), shard), Some(file)))
     }
 }
 

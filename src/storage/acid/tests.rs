@@ -31,8 +31,10 @@ fn with_backend(backend: Backend) -> AcidLog {
 
 /// A storage whose databases are no files of its disk, so that nobody asks what they take of it.
 fn without_database_files() -> AcidLog {
-    let database = MemoryDisk::new().open(Path::new("database"), OpenMode::Create).unwrap();
-    let factory: BackendFactory = Arc::new(move |_| Ok(Box::new(DiskBackend::new(Arc::clone(&database)))));
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new());
+    let database = disk.open(Path::new("database"), OpenMode::Create).unwrap();
+    let backend = move || DiskBackend::new(Arc::clone(&database), Arc::clone(&disk));
+    let factory: BackendFactory = Arc::new(move |_| Ok(Box::new(backend())));
     with_backend(Backend::Factory(factory, Arc::new(MemoryDisk::new())))
 }
 
