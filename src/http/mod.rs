@@ -39,8 +39,8 @@ mod sse;
 mod tests;
 
 pub(crate) use cors::EXPOSED;
-pub(crate) use router::build_routers_with_ready;
 pub use router::{DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready};
+pub(crate) use router::{Exchange, Front, build_fronts_with_ready};
 
 /// Scheme of the connection that a request came in on, `"http"` or `"https"`.
 ///

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::Router;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
@@ -23,6 +22,7 @@ use super::service::ConnectionService;
 use super::tls::ALPN_HTTP2;
 use super::transport::{ErrorDocuments, WatchedStream};
 use crate::config::{Config, TransportConfig};
+use crate::http::Front;
 
 /// Most bytes that HTTP/1 buffers of a request that is being received, and of an answer before it writes.
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
@@ -56,7 +56,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
 
 /// What all connections of a core have in common.
 pub(super) struct Protocols {
-    router: Router,
+    front: Front,
     tls: Option<TlsAcceptor>,
     transport: TransportConfig,
     responses: Rc<RawResponses>,
@@ -67,13 +67,13 @@ pub(super) struct Protocols {
 impl Protocols {
     pub(super) fn new(
         config: &Config,
-        router: Router,
+        front: Front,
         tls: Option<TlsAcceptor>,
         responses: Rc<RawResponses>,
     ) -> Self {
         let header_bytes = config.limits.max_header_bytes;
         Self {
-            router,
+            front,
             tls,
             transport: config.transport.clone(),
             responses,
@@ -132,7 +132,7 @@ impl Protocols {
 
     fn service(&self, state: &Arc<ConnectionState>, is_tls: bool, is_http2: bool) -> ConnectionService {
         let responses = Rc::clone(&self.responses);
-        ConnectionService::new(self.router.clone(), Arc::clone(state), responses, is_tls, is_http2)
+        ConnectionService::new(self.front.clone(), Arc::clone(state), responses, is_tls, is_http2)
     }
 
     async fn serve_http1<T>(&self, stream: T, state: &Arc<ConnectionState>, is_tls: bool)

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use axum::Router;
 use tokio_rustls::TlsAcceptor;
 
 use super::acceptor::{Acceptor, Stop};
@@ -15,6 +14,7 @@ use super::connection::Protocols;
 use super::raw_response::RawResponses;
 use super::registry::Timeouts;
 use crate::config::Config;
+use crate::http::Front;
 
 /// Time beyond a long-poll's for which an answer is prepared for a client that has closed its sending side.
 const HALF_CLOSED_MARGIN: Duration = Duration::from_secs(5);
@@ -34,22 +34,22 @@ pub(super) struct Setup {
     pub(super) stop: Stop,
 }
 
-/// Starts an acceptor on each core, with a listener and a router of its own. Returns when all accept.
+/// Starts an acceptor on each core, with a listener and a front of its own. Returns when all accept.
 pub(super) fn start_acceptors(
     cores: &dyn Cores,
     listeners: Vec<TcpListener>,
     setup: &Setup,
-    routers: Vec<Router>,
+    fronts: Vec<Front>,
 ) -> io::Result<()> {
     let (started, outcomes) = mpsc::channel();
-    for (index, (listener, router)) in listeners.into_iter().zip(routers).enumerate() {
+    for (index, (listener, front)) in listeners.into_iter().zip(fronts).enumerate() {
         let setup = setup.clone();
         let started = started.clone();
         cores.run_on(
             index,
             Box::new(move || {
                 // The receiver waits for every core; it is gone only if another core could not start.
-                let _ = started.send(start_acceptor(listener, &setup, router));
+                let _ = started.send(start_acceptor(listener, &setup, front));
             }),
         );
     }
@@ -57,11 +57,11 @@ pub(super) fn start_acceptors(
     outcomes.into_iter().collect()
 }
 
-fn start_acceptor(listener: TcpListener, setup: &Setup, router: Router) -> io::Result<()> {
+fn start_acceptor(listener: TcpListener, setup: &Setup, front: Front) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let Setup { config, tls, gate, stop } = setup;
     let responses = Rc::new(RawResponses::new(&config.http.cors_origins));
-    let protocols = Protocols::new(config, router, tls.clone(), responses);
+    let protocols = Protocols::new(config, front, tls.clone(), responses);
     let acceptor = Acceptor::new(protocols, timeouts(config), Arc::clone(gate));
     tokio::task::spawn_local(acceptor.run(listener, stop.clone()));
     Ok(())

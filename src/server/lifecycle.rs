@@ -23,7 +23,7 @@ use super::tls::{self, TlsError};
 use super::{banner, open_files, signals};
 use crate::config::Config;
 use crate::engine::{Engine, Storage};
-use crate::http::build_routers_with_ready;
+use crate::http::build_fronts_with_ready;
 use crate::storage::StorageError;
 
 /// Time for connections that were cut to be gone.
@@ -120,9 +120,9 @@ impl Server {
             stop: self.stop.clone(),
         };
         let storage = Arc::new(self.engine.clone());
-        let routers =
-            build_routers_with_ready(listeners.len(), &storage, &self.config, &self.ready, &self.live);
-        start_acceptors(&self.engine, listeners, &setup, routers)
+        let fronts =
+            build_fronts_with_ready(listeners.len(), &storage, &self.config, &self.ready, &self.live);
+        start_acceptors(&self.engine, listeners, &setup, fronts)
             .map_err(|source| ServerError::System { context: "cannot register a listener", source })?;
         self.ready.store(true, Ordering::Release);
         Ok(())

@@ -1,4 +1,4 @@
-//! The router as a connection sees it: requests are counted until their answers are out.
+//! The protocol as a connection sees it: requests are counted until their answers are out.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -9,31 +9,28 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::Router;
 use axum::body::Body as AxumBody;
-use axum::routing::future::RouteFuture;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tower::Service as _;
 
 use super::connection_state::ConnectionState;
 use super::raw_response::RawResponses;
-use crate::http::{ConnectionScheme, NotOneHost};
+use crate::http::{ConnectionScheme, Exchange, Front, NotOneHost};
 
 /// Largest piece of an HTTP/2 response that is given to the transport at a time. What was given waits for the peer
 /// where the sweep does not see it, so it has to be little; it is also one frame's default size.
 const PACED_BYTES: usize = 16 * 1024;
 
-/// The router, for one connection.
+/// The protocol, for one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionService {
-    /// Calling a router needs it mutable; no borrow outlives the call.
-    router: RefCell<Router>,
+    /// Calling it needs it mutable; no borrow outlives the call.
+    front: RefCell<Front>,
     state: Arc<ConnectionState>,
     responses: Rc<RawResponses>,
-    /// Said to the router unless it is the one that it assumes.
+    /// Said to the front unless it is the one that it assumes.
     scheme: Option<ConnectionScheme>,
     is_http2: bool,
 }
@@ -41,14 +38,14 @@ pub(super) struct ConnectionService {
 impl ConnectionService {
     /// `is_tls` and `is_http2` describe the connection.
     pub(super) fn new(
-        router: Router,
+        front: Front,
         state: Arc<ConnectionState>,
         responses: Rc<RawResponses>,
         is_tls: bool,
         is_http2: bool,
     ) -> Self {
         let scheme = is_tls.then_some(ConnectionScheme("https"));
-        Self { router: RefCell::new(router), state, responses, scheme, is_http2 }
+        Self { front: RefCell::new(front), state, responses, scheme, is_http2 }
     }
 }
 
@@ -66,9 +63,9 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if !self.is_http2 && !has_one_host(request.version(), request.headers()) {
             request.extensions_mut().insert(NotOneHost);
         }
-        let route = self.router.borrow_mut().call(request);
+        let exchange = self.front.borrow_mut().call(request.map(AxumBody::new));
         Answer {
-            route,
+            exchange,
             in_flight: Some(in_flight),
             responses: Rc::clone(&self.responses),
             paced: self.is_http2,
@@ -105,7 +102,7 @@ impl Drop for InFlight {
 
 /// Future of a response.
 pub(super) struct Answer {
-    route: RouteFuture<Infallible>,
+    exchange: Exchange,
     in_flight: Option<InFlight>,
     /// For a handler that panics.
     responses: Rc<RawResponses>,
@@ -118,12 +115,9 @@ impl Future for Answer {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         // A handler that panics is never polled again; what it shared with others is guarded where it is shared.
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.route).poll(cx)));
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.exchange).poll(cx)));
         let response = match polled {
-            Ok(outcome) => {
-                let Ok(response) = ready!(outcome);
-                response
-            }
+            Ok(outcome) => ready!(outcome),
             Err(_) => this.responses.internal_error(),
         };
         let in_flight = this.in_flight.take().expect("a finished future is not polled again");

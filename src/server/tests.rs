@@ -81,7 +81,7 @@ impl TestServer {
         let live = CancellationToken::new();
         let setup =
             Setup { config: Arc::new(config), tls: None, gate: Arc::clone(&gate), stop: Stop::default() };
-        let routers = vec![router(live.clone()), router(live.clone())];
+        let routers = vec![router(live.clone()).into(), router(live.clone()).into()];
         start_acceptors(&cores, reservation.listen(2).unwrap(), &setup, routers).unwrap();
         Self { address, stop: setup.stop, live, gate, cores }
     }
