@@ -18,6 +18,11 @@ use crate::engine::api::Unavailable;
 const UNIT_BYTES: u64 = 4 * 1024;
 /// How long a page waits for room: enough for clients that read, too little to pile requests up behind those that don't.
 pub(super) const WAIT: Duration = Duration::from_secs(2);
+/// A page is as large as it may be while this many of its size fit into what is left of the budget. From there on pages get
+/// smaller, so that clients which do not read take ever less of what others need.
+const PAGES_LEFT_MIN: u64 = 64;
+/// Pages do not get smaller than this.
+const PAGE_BYTES_MIN: u64 = 64 * 1024;
 /// Bytes that are let go together.
 const BLOCK_BYTES: usize = 64 * 1024;
 /// Reads at one time, for each shard. More make no disk faster, but each is a thread, and keeps some memory after it.
@@ -43,17 +48,38 @@ impl ReadBudget {
         }
     }
 
+    /// Size of a page that may have `bytes_max`.
+    pub(super) fn page_bytes(&self, bytes_max: usize) -> usize {
+        let free = self.room.available_permits() as u64 * UNIT_BYTES;
+        let fair = (free / PAGES_LEFT_MIN).max(PAGE_BYTES_MIN);
+        bytes_max.min(usize::try_from(fair).unwrap_or(usize::MAX))
+    }
+
+    /// Size to try next if there is no room for a page of `bytes`. `None` = it is as small as pages get.
+    pub(super) fn smaller_page(&self, bytes: usize) -> Option<usize> {
+        let smaller = self.page_bytes(bytes / 2).max(PAGE_BYTES_MIN as usize);
+        (smaller < bytes).then_some(smaller)
+    }
+
+    /// Takes room for `bytes` if it is there.
+    pub(super) fn try_take(&self, bytes: u64) -> Option<Room> {
+        Some(Room { room: self.room.clone().try_acquire_many_owned(self.share(bytes)).ok()? })
+    }
+
+    fn share(&self, bytes: u64) -> u32 {
+        units(bytes).min(u64::from(self.units_max)) as u32
+    }
+
     /// Takes room for `bytes`, waiting for it until `deadline`. What is larger than the whole budget takes all of it: a
     /// message has to stay readable, whatever its size. The caller must not hold any room.
     pub(super) async fn take(&self, bytes: u64, deadline: Instant) -> Result<Room, Unavailable> {
-        let units = units(bytes).min(u64::from(self.units_max)) as u32;
-        let room = match self.room.clone().try_acquire_many_owned(units) {
-            Ok(room) => room,
-            Err(_) => timeout_at(deadline, self.room.clone().acquire_many_owned(units))
-                .await
-                .map_err(|_| Unavailable::ReadBufferFull)?
-                .expect("nobody closes the budget"),
-        };
+        if let Some(room) = self.try_take(bytes) {
+            return Ok(room);
+        }
+        let room = timeout_at(deadline, self.room.clone().acquire_many_owned(self.share(bytes)))
+            .await
+            .map_err(|_| Unavailable::ReadBufferFull)?
+            .expect("nobody closes the budget");
         Ok(Room { room })
     }
 
@@ -218,6 +244,25 @@ mod tests {
         let (served, ()) = tokio::join!(budget.take(MIB, Instant::now() + WAIT), async { drop(all) });
         drop(served.unwrap());
         assert_eq!(free(&budget), MIB);
+    }
+
+    #[tokio::test]
+    async fn pages_get_smaller_as_room_does_and_never_tiny() {
+        let budget = ReadBudget::new(256 * MIB, 1);
+        let (page, small) = (4 << 20, 64 << 10);
+        assert_eq!((budget.page_bytes(page), budget.page_bytes(1)), (page, 1));
+        let mut taken = Vec::new();
+        let mut last = page;
+        while free(&budget) >= small as u64 {
+            let bytes = budget.page_bytes(page);
+            assert!((small..=last).contains(&bytes), "{bytes} after {last}");
+            last = bytes;
+            taken.push(take(&budget, bytes as u64).await.unwrap());
+        }
+        // With pages of one size it would be 64.
+        assert!(taken.len() > 300, "{} pages", taken.len());
+        taken.truncate(1);
+        assert_eq!(budget.page_bytes(page), (252 << 20) / 64);
     }
 
     #[tokio::test]

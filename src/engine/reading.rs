@@ -32,6 +32,8 @@ const FORK_PAGE_BYTES: usize = 1 << 20;
 enum Trouble {
     /// Bytes are no longer where the plan said.
     Stale,
+    /// There is no room for it now. There may be for a smaller one.
+    Crowded,
     /// It takes room for this many bytes to go on.
     MoreRoom(u64),
     Error(ReadError),
@@ -66,6 +68,8 @@ struct Draft<'a> {
     room: Option<Room>,
     /// Bytes that all regions together seemed to need.
     foreseen: u64,
+    /// It waits for room.
+    waits: bool,
     /// When waiting for room ends, once that has begun.
     patience_ends: Option<Instant>,
     data: Vec<Bytes>,
@@ -84,14 +88,16 @@ impl Engine {
         bytes_max: usize,
     ) -> Result<Page, ReadError> {
         // A page is never empty while there is data.
-        let bytes_max = bytes_max.max(1);
-        for _ in 0..ATTEMPTS {
+        let mut bytes_max = self.shared.reads.page_bytes(bytes_max.max(1));
+        let mut smaller = self.shared.reads.smaller_page(bytes_max);
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             let request = PlanRequest { target: target.clone(), from, bytes_max, start_checked: false };
             let plan = self.ask(shard, |reply| Request::Plan(request, reply)).await?;
             let page_end = plan.start.saturating_add(bytes_max as u64);
             let json = plan.info.content_type.is_json();
             let regions = self.own_regions(plan.regions, page_end).await;
-            let mut draft = Draft::new(&self.shared.reads, plan.start, page_end, json);
+            let mut draft = Draft::new(&self.shared.reads, plan.start, page_end, json, smaller.is_none());
             let filled = match regions {
                 Ok(regions) => draft.fill(regions).await,
                 Err(error) => Err(error.into()),
@@ -109,7 +115,11 @@ impl Engine {
                     let Draft { data, end, .. } = draft;
                     return Ok(Page { info: plan.info, start: plan.start, end, data });
                 }
-                Err(Trouble::Stale) => {}
+                Err(Trouble::Stale) => attempts += 1,
+                Err(Trouble::Crowded) => {
+                    bytes_max = smaller.expect("who may get less asks for less, all others wait");
+                    smaller = self.shared.reads.smaller_page(bytes_max);
+                }
                 Err(Trouble::Error(error)) => return Err(error),
                 Err(Trouble::MoreRoom(_)) => unreachable!("a draft that needs more room takes it"),
             }
@@ -202,8 +212,9 @@ impl Engine {
 }
 
 impl<'a> Draft<'a> {
-    fn new(budget: &'a ReadBudget, start: u64, page_end: u64, json: bool) -> Self {
+    fn new(budget: &'a ReadBudget, start: u64, page_end: u64, json: bool, waits: bool) -> Self {
         Self {
+            waits,
             budget,
             room: None,
             foreseen: 0,
@@ -219,7 +230,12 @@ impl<'a> Draft<'a> {
     async fn fill(&mut self, regions: Vec<Region>) -> Result<(), Trouble> {
         self.foreseen = regions.iter().map(|region| self.bytes_from_disk(region)).sum();
         if self.foreseen > 0 {
-            self.take_room(self.foreseen).await?;
+            self.room = self.budget.try_take(self.foreseen);
+            match self.room {
+                Some(_) => {}
+                None if self.waits => self.take_room(self.foreseen).await?,
+                None => return Err(Trouble::Crowded),
+            }
         }
         for region in regions {
             let region_end = region.to;
