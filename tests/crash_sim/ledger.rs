@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use durable_streams_server::engine::api::{
     AppendError, AppendRefusal, AppendRequest, Body, CreateError, CreateRequest, ProducerTag, ReadError,
-    ReadRequest,
+    ReadRequest, Retention,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::json;
@@ -65,6 +65,7 @@ impl Ledger {
             name: self.name.clone(),
             content_type: Some(content_type()),
             lifetime: None,
+            retention: Retention::default(),
             closed: false,
             body: Body::default(),
             fork: None,

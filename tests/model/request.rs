@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use durable_streams_server::engine::api::{
-    AppendRequest, Body as StoreBody, CreateRequest, ForkRequest, ProducerTag,
+    AppendRequest, Body as StoreBody, CreateRequest, ForkAnchor, ForkRequest, ProducerTag, Retention,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::json;
@@ -148,11 +148,12 @@ impl Create {
             name: stream_name(self.name),
             content_type: self.content_type.as_deref().map(content_type),
             lifetime: self.life.as_ref().map(Life::for_store),
+            retention: Retention::default(),
             closed: self.closed,
             body: self.body.for_store(parse),
             fork: self.fork.as_ref().map(|fork| ForkRequest {
                 source: stream_name(fork.source),
-                anchor: fork.anchor,
+                anchor: fork.anchor.map_or(ForkAnchor::Tail, ForkAnchor::At),
                 sub_offset: fork.skip,
             }),
         }
