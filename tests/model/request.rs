@@ -21,6 +21,7 @@ pub(crate) struct Create {
     pub(crate) name: u8,
     pub(crate) content_type: Option<String>,
     pub(crate) life: Option<Life>,
+    pub(crate) retention: Retention,
     pub(crate) closed: bool,
     pub(crate) body: Body,
     pub(crate) fork: Option<Fork>,
@@ -29,7 +30,7 @@ pub(crate) struct Create {
 #[derive(Clone, Debug)]
 pub(crate) struct Fork {
     pub(crate) source: u8,
-    pub(crate) anchor: Option<u64>,
+    pub(crate) anchor: ForkAnchor,
     pub(crate) skip: u64,
 }
 
@@ -148,12 +149,12 @@ impl Create {
             name: stream_name(self.name),
             content_type: self.content_type.as_deref().map(content_type),
             lifetime: self.life.as_ref().map(Life::for_store),
-            retention: Retention::default(),
+            retention: self.retention,
             closed: self.closed,
             body: self.body.for_store(parse),
             fork: self.fork.as_ref().map(|fork| ForkRequest {
                 source: stream_name(fork.source),
-                anchor: fork.anchor.map_or(ForkAnchor::Tail, ForkAnchor::At),
+                anchor: fork.anchor,
                 sub_offset: fork.skip,
             }),
         }

@@ -77,7 +77,6 @@ impl Shard {
         self.streams.insert(id, entry);
         self.record(id, &Event::Created(creation));
         self.track_lifetime(id);
-        self.track_age(id);
     }
 
     /// Adds an event of an existing stream to the open group and to the staged state.

@@ -144,6 +144,8 @@ impl Shard {
             closed: creation.closed,
         };
         self.stage_creation(id, creation);
+        // With its own first bytes a fork may have more than it is to keep.
+        self.trim_if_due(id, self.shared.clock.now_ms());
         self.answer_after(self.group.seq, reply, Ok(CreateStep::Done(created)));
     }
 
