@@ -313,5 +313,8 @@ pub(crate) mod tests {
         let mut frame = Vec::new();
         encode(&mut frame, 5, &Event::Appended(append));
         assert_eq!(frame, [11, 0, 0, 0, 2, 5, 1, 3, 1, b'p', 1, 0xac, 2, b'x', b'y']);
+        let mut frame = Vec::new();
+        encode(&mut frame, 5, &Event::Trimmed { earliest: 300 });
+        assert_eq!(frame, [4, 0, 0, 0, 8, 5, 0xac, 2]);
     }
 }

@@ -217,10 +217,19 @@ mod tests {
             closed_by in prop::option::of(producer()),
             stream_seq in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)),
             pins in prop::collection::vec((any::<u16>(), any::<u64>()), 0..4),
+            later in prop::collection::vec((0..300_usize, any::<i64>(), prop::option::of(0..600_u64)), 0..6),
             soft_deleted in any::<bool>(),
             group in any::<u64>(),
         ) {
             let mut state = StreamState::created(&creation);
+            for (len, at_ms, cut) in later.into_iter().filter(|_| !creation.closed) {
+                let payload = Bytes::from(vec![7; len]).into();
+                let append = Append { payload, producer: None, stream_seq: None, close: false, at_ms };
+                state.apply(&Event::Appended(append), group);
+                if let Some(cut) = cut {
+                    state.apply(&Event::Trimmed { earliest: state.base() + cut }, group);
+                }
+            }
             if !creation.closed {
                 let append = Append {
                     payload: Payload::default(),
@@ -245,6 +254,9 @@ mod tests {
             prop_assert_eq!(record.state.soft_deleted, soft_deleted);
             prop_assert_eq!(&record.state.stream_seq, &state.stream_seq);
             prop_assert_eq!(&record.state.fork, &state.fork);
+            prop_assert_eq!(&record.state.retained, &state.retained);
+            let kept = settled_range(&encode(&creation.name, &state, group).into()).unwrap();
+            prop_assert_eq!(kept, state.released()..state.tail);
             prop_assert!(record.state.pins().eq(state.pins()));
         }
 

@@ -148,7 +148,7 @@ impl Stream {
             .filter(|((_, at_ms), _)| age_ms.is_some_and(|age_ms| at_ms + age_ms <= now_ms));
         let by_age = aged.map(|(_, end)| end).last().unwrap_or(0);
         let spare = |start: &u64| self.retention.max_bytes.is_some_and(|max| start + max <= tail);
-        let by_bytes = self.appends.iter().map(|(start, _)| *start).filter(spare).last().unwrap_or(0);
+        let by_bytes = self.appends.iter().map(|(start, _)| *start).rfind(spare).unwrap_or(0);
         assert!(
             earliest <= self.earliest.max(by_age).max(by_bytes),
             "{earliest} to {tail} is there, and more is to be kept"

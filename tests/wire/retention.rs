@@ -33,6 +33,15 @@ fn earliest(caller: &mut Caller, name: &str) -> Option<String> {
     caller.head(name).expect_status(200).header(EARLIEST).map(str::to_owned)
 }
 
+fn etag(caller: &mut Caller, query: &str) -> String {
+    caller.get(query, &[]).expect_status(200).header("ETag").expect("a page has a tag").to_owned()
+}
+
+fn events(server: &ServerProcess, query: &str) -> EventStream {
+    let opened = EventStream::open(server.origin(), &path(query), &[]).expect("the server answers");
+    opened.expect("the stream can be read")
+}
+
 /// A stream of these appends, of which the last ten bytes are kept.
 fn create(caller: &mut Caller, name: &str, appends: &[&str]) {
     caller.put(name, &[TEXT, TEN], "").expect_status(201);
@@ -106,8 +115,8 @@ fn what_is_beyond_the_limit_is_gone_in_all_modes_of_reading(server: &ServerProce
         }
     }
     caller.get(&format!("a?offset={}", offset(18)), &[]).expect_status(400);
-    let mut events = EventStream::open(server.origin(), &path("a?offset=-1&live=sse"), &[]).unwrap().unwrap();
-    assert_eq!(events.next_message().unwrap(), Some(("data".into(), "fghijklmnopq".into())));
+    let mut events = events(server, "a?offset=-1&live=sse");
+    assert_eq!(events.next_message().expect("it goes on"), Some(("data".into(), "fghijklmnopq".into())));
 }
 
 fn a_stream_without_limits_is_as_ever(server: &ServerProcess) {
@@ -186,13 +195,13 @@ fn a_tag_of_what_is_gone_is_not_confirmed(server: &ServerProcess) {
     let mut caller = Caller::to(server);
     create(&mut caller, "a", &["abcde", "fgh"]);
     let from_zero = format!("a?offset={}", offset(0));
-    let tag = caller.get(&from_zero, &[]).expect_status(200).header("ETag").unwrap().to_owned();
+    let tag = etag(&mut caller, &from_zero);
     for query in ["a", &from_zero] {
         caller.get(query, &[("If-None-Match", &tag)]).expect_status(304);
     }
     // Without a cut of its own a tail that is as it was is known by its tag, with one it is not.
     caller.append("a", TEXT, "ijklmnopqr");
-    let present = caller.get("a", &[]).expect_status(200).header("ETag").unwrap().to_owned();
+    let present = etag(&mut caller, "a");
     assert_ne!(present, tag);
     caller.get("a", &[("If-None-Match", &present)]).expect_status(304);
     for tag in [&*tag, &*present, "*"] {
@@ -234,11 +243,11 @@ fn the_start_of_a_stream_with_limits_is_not_kept_by_caches(server: &ServerProces
 fn a_live_reader_gets_what_comes_after_a_cut(server: &ServerProcess) {
     let mut caller = Caller::to(server);
     create(&mut caller, "a", &["abcde"]);
-    let mut events = EventStream::open(server.origin(), &path("a?offset=-1&live=sse"), &[]).unwrap().unwrap();
+    let mut events = events(server, "a?offset=-1&live=sse");
     let mut content = String::new();
     let mut read_to = |events: &mut EventStream, len: usize| {
         while content.len() < len {
-            if let Some((kind, data)) = events.next_message().unwrap()
+            if let Some((kind, data)) = events.next_message().expect("it goes on")
                 && kind == "data"
             {
                 content.push_str(&data);

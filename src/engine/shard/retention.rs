@@ -4,6 +4,7 @@
 use crate::engine::shard::expiry::ENDS_PER_ROUND;
 use crate::engine::shard::{Phase, Shard};
 use crate::stream::event::Event;
+use crate::stream::retention::Retained;
 
 impl Shard {
     /// Stages the cut that the stream's limits ask for by now, if they do, and sees to it that its age is looked at again.
@@ -23,7 +24,7 @@ impl Shard {
     /// Enters a stream among those whose age is looked at, if it has content that is going to be too old.
     pub(super) fn track_age(&mut self, id: u64) {
         let retained = self.entry(id).and_then(|entry| entry.state.retained.as_deref());
-        if let Some(due_ms) = retained.and_then(|retained| retained.next_due_ms()) {
+        if let Some(due_ms) = retained.and_then(Retained::next_due_ms) {
             self.aging.enter(id, due_ms);
             self.aging.tidy(&self.streams);
         }
