@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use disk::Disks;
 use durable_streams_server::config::Config;
-use durable_streams_server::engine::api::{AppendRequest, Body, CreateRequest, Storage};
+use durable_streams_server::engine::api::{AppendRequest, Body, CreateRequest, Retention, Storage};
 use durable_streams_server::engine::{AcidStorage, EngineOptions};
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::lifetime::Lifetime;
@@ -63,6 +63,7 @@ impl Machine {
             name: stream(name),
             content_type: None,
             lifetime,
+            retention: Retention::default(),
             closed: false,
             body: Body::default(),
             fork: None,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::model::{
-    AcidBackend, Config, CorsOrigins, HttpConfig, LimitsConfig, LogConfig, LogFormat, ServerConfig,
-    StorageConfig, StorageMode, TransportConfig,
+    AcidBackend, Config, CorsOrigins, HttpConfig, LimitsConfig, LogConfig, LogFormat, RetentionConfig,
+    ServerConfig, StorageConfig, StorageMode, TransportConfig,
 };
 
 const MIB: u64 = 1 << 20;
@@ -22,6 +22,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             limits: LimitsConfig::default(),
             storage: StorageConfig::default(),
+            retention: RetentionConfig::default(),
             tls: None,
             transport: TransportConfig::default(),
             log: LogConfig::default(),

@@ -29,6 +29,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Where and how streams are kept.
     pub storage: StorageConfig,
+    /// What is kept of streams whose creation does not say.
+    pub retention: RetentionConfig,
     /// Certificate and key; absent means plain HTTP.
     pub tls: Option<TlsConfig>,
     /// HTTP versions that are spoken.
@@ -171,6 +173,16 @@ pub enum AcidBackend {
     File,
     /// redb without disk, for tests and comparisons.
     InMemory,
+}
+
+/// `retention.*`: for streams that are created without the header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RetentionConfig {
+    /// Age in seconds that content may reach; `None` = any.
+    pub max_age_secs: Option<u64>,
+    /// Stored bytes from the tail back that are kept; `None` = all.
+    pub max_bytes: Option<u64>,
 }
 
 /// `tls.*`

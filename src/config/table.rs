@@ -15,6 +15,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// More than any machine holds. Sums of such numbers over all shards stay far from overflow.
 const BYTES_MAX: u64 = 1 << 50;
+/// The greatest number that a header may have.
+const NUMBER_MAX: u64 = crate::protocol::producer::NUMBER_MAX;
 const DAY_SECS: f64 = 86_400.0;
 const HOUR_SECS: f64 = 3_600.0;
 /// Shortest time-out: a shorter one could only be a mistake about the unit.
@@ -302,6 +304,25 @@ pub static KEYS: &[Key] = &[
         bytes(0, BYTES_MAX, |d, n| d.config.storage.rewrite_bytes_per_sec = n),
         |c| whole(c.storage.rewrite_bytes_per_sec),
     ),
+    Key::new(
+        "retention.max_age_secs",
+        "Age in seconds at which content leaves streams created without `Stream-Retention-Max-Age`; not set: never",
+        count(1, NUMBER_MAX, |d, n| d.config.retention.max_age_secs = Some(n)),
+        |c| c.retention.max_age_secs.map_or_else(|| Raw::text(""), whole),
+    )
+    .optional(),
+    Key::new(
+        "retention.max_bytes",
+        "Content that is kept of streams created without `Stream-Retention-Max-Bytes`: what goes beyond leaves",
+        Kind::Bytes {
+            min: 1,
+            max: BYTES_MAX,
+            set: |d, n| d.config.retention.max_bytes = Some(n),
+            unlimited: Some(|d| d.config.retention.max_bytes = None),
+        },
+        |c| or_unlimited(c.retention.max_bytes),
+    )
+    .optional(),
     Key::new(
         "tls.cert_path",
         "PEM file with the certificate chain, leaf first; with `tls.key_path` it turns HTTPS on",

@@ -16,7 +16,10 @@ use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
-pub use crate::stream::command::{AppendRequest, Appended, Body, CreateRequest, Created, ForkRequest};
+pub use crate::protocol::retention::Retention;
+pub use crate::stream::command::{
+    AppendRequest, Appended, Body, CreateRequest, Created, ForkAnchor, ForkRequest,
+};
 pub use crate::stream::producer::ProducerTag;
 pub use crate::stream::refusal::{AppendRefusal, CreateRefusal, LookupRefusal};
 
@@ -61,6 +64,10 @@ pub struct StreamInfo {
     pub lifetime: Option<Lifetime>,
     /// Milliseconds left of the lifetime at this instant, or of a TTL's whole window; `None` = no lifetime.
     pub remaining_ms: Option<u64>,
+    /// What is kept of it: as asked for, or by default.
+    pub retention: Retention,
+    /// First position that is kept, durably: 0, or what retention has left. Stored bytes.
+    pub earliest: u64,
     /// Durable tail in stored bytes.
     pub tail: u64,
     /// Closed, durably.
@@ -188,6 +195,12 @@ pub enum ReadError {
     /// Beyond the tail, or inside a JSON message.
     #[error("the offset is not a position of this stream")]
     InvalidOffset,
+    /// Before what retention has left.
+    #[error("the stream does not keep this offset any more; its earliest one is {earliest}")]
+    OffsetGone {
+        /// First position that is kept, in stored bytes.
+        earliest: u64,
+    },
     /// See [`Unavailable`].
     #[error(transparent)]
     Unavailable(#[from] Unavailable),

@@ -18,6 +18,7 @@ use crate::engine::request::Mail;
 use crate::engine::shard::{Shard, ShardLimits};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
+use crate::protocol::retention::Retention;
 use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters};
 use crate::storage::committer::Committer;
 use crate::storage::disk::{Disk, MemoryDisk};
@@ -116,6 +117,10 @@ impl Engine {
             stream: StreamLimits {
                 stream_bytes_max: limits.max_stream_bytes,
                 producers_max: limits.max_producers_per_stream,
+                retention: Retention {
+                    max_age_secs: config.retention.max_age_secs,
+                    max_bytes: config.retention.max_bytes,
+                },
             },
             staged_bytes_max: limits.max_staged_bytes,
             journal_bytes: journal_bytes(config, shards),

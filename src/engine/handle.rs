@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::engine::api::{
-    AppendError, AppendRequest, Appended, CreateError, CreateRefusal, CreateRequest, Created, Health,
-    LookupError, Page, ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Unavailable,
+    AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page,
+    ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Unavailable,
 };
 use crate::engine::core::{self, Shared};
 use crate::engine::live::Subscription;
@@ -98,7 +98,7 @@ impl Engine {
             };
             resolved = Some(self.resolve_fork(source, request.content_type.as_ref()).await?);
         }
-        Err(CreateError::Refused(CreateRefusal::SourceNotFound))
+        Err(Unavailable::Overloaded.into())
     }
 
     /// The shard that a fork source belongs to is asked what it offers.
@@ -113,7 +113,7 @@ impl Engine {
         let shard = self.shard_of(&name);
         let subscribed = self.ask(shard, |reply| Request::Subscribe(name.clone(), from, reply)).await?;
         let check_start = subscribed.check_start;
-        let mut subscription = Subscription::new(self.clone(), subscribed);
+        let mut subscription = Subscription::new(self.clone(), subscribed, from);
         if check_start {
             subscription.check_start(from).await?;
             self.await_renewal(shard, name, subscription.info()).await?;

@@ -244,12 +244,16 @@ pub struct Subscription {
     topic: Arc<Topic>,
     position: u64,
     held: u64,
+    /// Asked for from the start, and nothing was delivered yet: if retention takes the start meanwhile, it is the next
+    /// position that is kept.
+    at_start: bool,
 }
 
 impl Subscription {
-    pub(crate) fn new(engine: Engine, subscribed: Subscribed) -> Self {
+    pub(crate) fn new(engine: Engine, subscribed: Subscribed, from: RequestedOffset) -> Self {
         let Subscribed { info, position, check_start: _, topic, attachment } = subscribed;
-        Self { engine, info, attachment, topic, position, held: 0 }
+        let at_start = from == RequestedOffset::Start;
+        Self { engine, info, attachment, topic, position, held: 0, at_start }
     }
 
     /// The position that was asked for is one of the stream's.
@@ -281,6 +285,8 @@ impl Subscription {
     /// Waits for what comes next; at once if there is data after the position, or if the stream is closed or gone.
     /// `max_bytes` bounds a batch (a larger JSON message comes alone, as does what one commit brought). Cancel-safe.
     /// What comes from disk counts against `limits.max_read_buffer_bytes` until the batch is dropped, so drop it first.
+    /// The first batch may be empty, at the tail: retention took everything that was there when the subscription began.
+    /// [`ReadError::OffsetGone`] if it took what was to come next.
     pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
         let event = self.next_until(max_bytes, std::future::pending()).await?;
         Ok(event.expect("what never comes ends no wait"))
@@ -294,14 +300,18 @@ impl Subscription {
         max_bytes: usize,
         give_up: impl Future<Output = ()>,
     ) -> Result<Option<LiveEvent>, ReadError> {
-        match self.next_until(max_bytes, give_up).await? {
-            Some(LiveEvent::Data(batch)) if batch.end - batch.start > max_bytes as u64 => {
-                self.position = batch.start;
-                // It may have come from disk itself, and then holds room that the page asks for.
-                drop(batch);
-                self.catch_up(max_bytes).await.map(Some)
+        let mut give_up = std::pin::pin!(give_up);
+        loop {
+            match self.next_until(max_bytes, give_up.as_mut()).await? {
+                Some(LiveEvent::Data(batch)) if batch.end - batch.start > max_bytes as u64 => {
+                    self.position = batch.start;
+                    // It may have come from disk itself, and then holds room that the page asks for.
+                    drop(batch);
+                    return self.catch_up(max_bytes).await.map(Some);
+                }
+                Some(LiveEvent::Data(batch)) if batch.start == batch.end && !batch.closed => {}
+                event => return Ok(event),
             }
-            event => Ok(event),
         }
     }
 
@@ -344,11 +354,15 @@ impl Subscription {
     fn take(&mut self, batch: Arc<LiveBatch>) -> LiveEvent {
         self.position = batch.end;
         self.held = 0;
+        self.at_start = false;
         LiveEvent::Data(batch)
     }
 
     async fn catch_up(&mut self, bytes_max: usize) -> Result<LiveEvent, ReadError> {
-        let from = RequestedOffset::At(self.position - self.held);
+        let from = match self.at_start {
+            true => RequestedOffset::Start,
+            false => RequestedOffset::At(self.position - self.held),
+        };
         let StreamRef { shard, id } = self.stream();
         let page = match self.engine.page(shard.into(), Target::Id(id), from, bytes_max).await {
             Ok(page) => page,

@@ -17,7 +17,7 @@ use crate::protocol::content_type::ContentType;
 use crate::protocol::json;
 use crate::protocol::offset::RequestedOffset;
 use crate::storage::{ColdReader, StorageError};
-use crate::stream::command::ForkRequest;
+use crate::stream::command::{ForkAnchor, ForkRequest};
 use crate::stream::create::{ResolvedFork, decide_content_type};
 use crate::stream::fork::StreamRef;
 
@@ -163,15 +163,41 @@ impl Engine {
         request: &ForkRequest,
         content_type: Option<&ContentType>,
     ) -> Result<ResolvedFork, CreateError> {
+        for _ in 1..ATTEMPTS {
+            match self.try_resolve_fork(request, content_type).await {
+                // The source was cut after it said where it begins.
+                Err(CreateError::Refused(CreateRefusal::AnchorGone { .. }))
+                    if request.anchor == ForkAnchor::Start => {}
+                outcome => return outcome,
+            }
+        }
+        self.try_resolve_fork(request, content_type).await
+    }
+
+    async fn try_resolve_fork(
+        &self,
+        request: &ForkRequest,
+        content_type: Option<&ContentType>,
+    ) -> Result<ResolvedFork, CreateError> {
         let source = self.fork_source(&request.source).await?;
         let mut fork = source.fork;
         decide_content_type(content_type, Some(&fork.content_type))?;
-        fork.anchor = request.anchor.unwrap_or(source.tail);
+        fork.anchor = match request.anchor {
+            ForkAnchor::Tail => source.tail,
+            ForkAnchor::Start => fork.earliest,
+            ForkAnchor::At(position) => position,
+        };
+        if fork.anchor < fork.earliest {
+            return Err(CreateRefusal::AnchorGone { earliest: fork.earliest }.into());
+        }
         if fork.anchor > source.tail {
             return Err(CreateRefusal::InvalidForkPoint.into());
         }
         fork.point = self.fork_point(&fork, source.tail, request).await.map_err(|error| match error {
             ReadError::InvalidOffset => CreateError::Refused(CreateRefusal::InvalidForkPoint),
+            ReadError::OffsetGone { earliest } => {
+                CreateError::Refused(CreateRefusal::AnchorGone { earliest })
+            }
             ReadError::Refused(_) => CreateError::Refused(CreateRefusal::SourceNotFound),
             ReadError::Unavailable(why) => CreateError::Unavailable(why),
         })?;

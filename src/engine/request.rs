@@ -327,10 +327,10 @@ impl Drop for Attachment {
 /// Between the shard of a fork and the shard of its source. The pin is durable before the fork is.
 #[derive(Debug)]
 pub(crate) enum ForkMail {
-    /// To the source: keep the bytes below `point` for `child`.
-    Pin { source: StreamRef, child: StreamRef, point: u64 },
-    /// To the child: the pin is durable.
-    Pinned { child: u64 },
+    /// To the source: keep for `child` what is there of the bytes below `point`, which is at or behind `anchor`.
+    Pin { source: StreamRef, child: StreamRef, anchor: u64, point: u64 },
+    /// To the child: the pin is durable, and keeps what comes from `earliest` on.
+    Pinned { child: u64, earliest: u64 },
     /// To the child: the source is not what was said of it, or its shard failed.
     NotPinned { child: u64, why: NotPinned },
     /// To the source: the child is no more.

@@ -14,6 +14,8 @@ use crate::protocol::lifetime::Lifetime;
 const FRESH_SECS: u64 = 60;
 /// Seconds more that it may be served while it is fetched again.
 const STALE_SECS: u64 = 300;
+/// A page of a stream whose content leaves at an age is kept for this part of it at most.
+const AGE_PARTS: u64 = 32;
 
 static PUBLIC: HeaderValue = HeaderValue::from_static("public, max-age=60, stale-while-revalidate=300");
 static PRIVATE: HeaderValue = HeaderValue::from_static("private, max-age=60, stale-while-revalidate=300");
@@ -63,13 +65,18 @@ impl PageFacts {
 
 /// Milliseconds that a response of this stream stays true at most. A live read may answer long after `info` was taken:
 /// for a fixed instant the time left is counted anew.
+///
+/// Content that leaves at an age may be in a page at the end of that: what caches add is as little as what the server does.
 pub(super) fn left_ms(info: &StreamInfo, now_ms: i64) -> Option<u64> {
-    match &info.lifetime {
+    let of_life = match &info.lifetime {
         Some(Lifetime::ExpiresAt(instant)) => {
             Some(u64::try_from(instant.at_ms().saturating_sub(now_ms)).unwrap_or(0))
         }
-        Some(Lifetime::Ttl { .. }) | None => info.remaining_ms,
-    }
+        Some(Lifetime::Ttl { .. }) => info.remaining_ms,
+        None => None,
+    };
+    let of_content = info.retention.max_age_secs.map(|secs| secs.saturating_mul(1000) / AGE_PARTS);
+    of_life.into_iter().chain(of_content).min()
 }
 
 /// Any `If-None-Match` line matches `etag`.
@@ -124,6 +131,7 @@ mod tests {
     use super::*;
     use crate::protocol::content_type::ContentType;
     use crate::protocol::lifetime::parse_expires_at;
+    use crate::protocol::retention::Retention;
 
     const DATA: PageFacts = PageFacts { start: 3, end: 7, up_to_date: true, closed: false };
 
@@ -193,6 +201,8 @@ mod tests {
             content_type: ContentType::octet_stream(),
             lifetime: Some(Lifetime::ExpiresAt(instant)),
             remaining_ms: Some(60_000),
+            retention: Retention::default(),
+            earliest: 0,
             tail: 0,
             closed: false,
         };
@@ -200,5 +210,10 @@ mod tests {
         assert_eq!(left_ms(&info, 70_000), Some(0));
         let ttl = StreamInfo { lifetime: Some(Lifetime::Ttl { seconds: 60 }), ..info };
         assert_eq!(left_ms(&ttl, 70_000), Some(60_000));
+        let aging = |max_age_secs| Retention { max_age_secs: Some(max_age_secs), max_bytes: Some(1) };
+        let short = StreamInfo { retention: aging(64), ..ttl.clone() };
+        assert_eq!(left_ms(&short, 70_000), Some(2_000));
+        let long = StreamInfo { retention: aging(u64::MAX), ..ttl };
+        assert_eq!(left_ms(&long, 70_000), Some(60_000));
     }
 }

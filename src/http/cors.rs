@@ -13,7 +13,8 @@ use crate::http::response;
 /// Response headers that scripts of other origins may read.
 pub(crate) static EXPOSED: HeaderValue = HeaderValue::from_static(
     "Stream-Next-Offset, Stream-Cursor, Stream-Up-To-Date, Stream-Closed, Stream-TTL, Stream-Expires-At, \
-     Stream-SSE-Data-Encoding, Stream-Earliest-Offset, Producer-Epoch, Producer-Seq, Producer-Expected-Seq, \
+     Stream-SSE-Data-Encoding, Stream-Earliest-Offset, Stream-Retention-Max-Age, Stream-Retention-Max-Bytes, \
+     Producer-Epoch, Producer-Seq, Producer-Expected-Seq, \
      Producer-Received-Seq, ETag, Location, Retry-After, WWW-Authenticate",
 );
 static METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE, OPTIONS");

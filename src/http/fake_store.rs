@@ -12,6 +12,7 @@ use crate::engine::api::{
 use crate::protocol::content_type::ContentType;
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
+use crate::protocol::retention::Retention;
 
 /// Content of the stream `a`.
 pub(super) const CONTENT: &str = "0123456789";
@@ -33,6 +34,8 @@ impl FakeStore {
             content_type: ContentType::parse(b"text/plain; charset=utf-8").unwrap(),
             lifetime: None,
             remaining_ms: None,
+            retention: Retention::default(),
+            earliest: 0,
             tail: CONTENT.len() as u64,
             closed: false,
         };

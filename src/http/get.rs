@@ -1,7 +1,7 @@
 //! GET: reads. Catch-up is here (`protocol.md` §12 and §15); live reads have files of their own.
 
-use axum::http::StatusCode;
 use axum::http::header::IF_NONE_MATCH;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 
 use crate::engine::api::{Page, ReadRequest, StreamInfo};
@@ -46,7 +46,7 @@ async fn catch_up(
     let etag = facts.etag(page.info.incarnation);
 
     if is_conditional && none_match_hits(call.headers, &etag) {
-        return Ok(not_modified(call, &page.info, facts, &etag));
+        return Ok(not_modified(call, &page.info, from, facts, &etag));
     }
     let mut response = response::with_room(StatusCode::OK);
     let headers = response.headers_mut();
@@ -55,7 +55,7 @@ async fn catch_up(
         headers.put_cache_control(NO_STORE.clone());
     } else {
         headers.put_etag(&etag);
-        headers.put_cache_control(cache_control(call, &page.info, facts));
+        headers.put_cache_control(cache_control(call, &page.info, from, facts));
     }
     put_position(&mut response, facts);
     *response.body_mut() = page_body(page.data, page.info.content_type.is_json());
@@ -71,17 +71,23 @@ async fn unchanged(
     from: RequestedOffset,
 ) -> Result<Option<Response>, Problem> {
     let Some(known) = KnownPage::of(call.headers) else { return Ok(None) };
-    let starts_there = match from {
+    let may_start_there = match from {
         RequestedOffset::At(position) => known.start == position,
-        RequestedOffset::Start => known.start == 0,
+        // Where that is depends on what is kept.
+        RequestedOffset::Start => true,
         RequestedOffset::Now => false,
     };
-    if !starts_there || known.end < known.start {
+    if !may_start_there || known.end < known.start {
         return Ok(None);
     }
     let at = |position| ReadRequest { name: name.clone(), from: RequestedOffset::At(position), max_bytes: 1 };
     let is_same = |page: &Page| {
-        page.info.incarnation == known.incarnation
+        let starts_there = match from {
+            RequestedOffset::Start => known.start == page.info.earliest,
+            _ => known.start >= page.info.earliest,
+        };
+        starts_there
+            && page.info.incarnation == known.incarnation
             && page.info.tail == known.end
             && page.info.closed == known.closed
     };
@@ -98,21 +104,37 @@ async fn unchanged(
     }
     let facts = PageFacts { start: known.start, end: known.end, up_to_date: true, closed: known.closed };
     let etag = facts.etag(known.incarnation);
-    Ok(Some(not_modified(call, &page.info, facts, &etag)))
+    Ok(Some(not_modified(call, &page.info, from, facts, &etag)))
 }
 
-fn not_modified(call: &Call<'_>, info: &StreamInfo, facts: PageFacts, etag: &str) -> Response {
+fn not_modified(
+    call: &Call<'_>,
+    info: &StreamInfo,
+    from: RequestedOffset,
+    facts: PageFacts,
+    etag: &str,
+) -> Response {
     let mut response = response::without_body(StatusCode::NOT_MODIFIED);
     let headers = response.headers_mut();
     headers.put_etag(etag);
-    headers.put_cache_control(cache_control(call, info, facts));
+    headers.put_cache_control(cache_control(call, info, from, facts));
     put_position(&mut response, facts);
     response
 }
 
-/// `Cache-Control` of a page of this stream, for this client.
-pub(super) fn cache_control(call: &Call<'_>, info: &StreamInfo, facts: PageFacts) -> axum::http::HeaderValue {
-    let left_ms = info.lifetime.as_ref().and_then(|_| left_ms(info, now_ms()));
+/// `Cache-Control` of a page of this stream that was asked for in this way, for this client.
+pub(super) fn cache_control(
+    call: &Call<'_>,
+    info: &StreamInfo,
+    from: RequestedOffset,
+    facts: PageFacts,
+) -> HeaderValue {
+    // The start moves: whoever got an old one from a cache would be told that what comes next is gone, start again, and
+    // get the same.
+    if from == RequestedOffset::Start && !info.retention.is_none() {
+        return NO_STORE.clone();
+    }
+    let left_ms = left_ms(info, now_ms());
     facts.cache_control(call.has_credentials(), left_ms)
 }
 

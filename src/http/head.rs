@@ -1,4 +1,4 @@
-//! HEAD: a stream without its content. `protocol.md` §11.
+//! HEAD: a stream without its content. `protocol.md` §11 and §17.
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -18,6 +18,7 @@ pub(super) async fn head(app: &App, name: StreamName) -> Result<Response, Proble
     headers.put_next_offset(info.tail);
     headers.put_closed(info.closed);
     headers.put_lifetime(&info);
+    headers.put_retention(&info);
     headers.put_cache_control(NO_STORE.clone());
     Ok(response)
 }

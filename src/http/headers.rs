@@ -11,6 +11,10 @@ pub(super) static STREAM_SEQ: HeaderName = HeaderName::from_static("stream-seq")
 pub(super) static STREAM_FORKED_FROM: HeaderName = HeaderName::from_static("stream-forked-from");
 pub(super) static STREAM_FORK_OFFSET: HeaderName = HeaderName::from_static("stream-fork-offset");
 pub(super) static STREAM_FORK_SUB_OFFSET: HeaderName = HeaderName::from_static("stream-fork-sub-offset");
+pub(super) static STREAM_RETENTION_MAX_AGE: HeaderName = HeaderName::from_static("stream-retention-max-age");
+pub(super) static STREAM_RETENTION_MAX_BYTES: HeaderName =
+    HeaderName::from_static("stream-retention-max-bytes");
+pub(super) static STREAM_EARLIEST_OFFSET: HeaderName = HeaderName::from_static("stream-earliest-offset");
 pub(super) static STREAM_NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
 pub(super) static STREAM_UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
 pub(super) static STREAM_CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
@@ -25,11 +29,13 @@ pub(super) static CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
 pub(super) static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Request headers that may be sent once only (`protocol.md` §3: all but `Stream-Closed` and `If-None-Match`).
-pub(super) static SENT_ONCE: [&HeaderName; 12] = [
+pub(super) static SENT_ONCE: [&HeaderName; 14] = [
     &CONTENT_TYPE,
     &CONTENT_ENCODING,
     &STREAM_TTL,
     &STREAM_EXPIRES_AT,
+    &STREAM_RETENTION_MAX_AGE,
+    &STREAM_RETENTION_MAX_BYTES,
     &STREAM_SEQ,
     &STREAM_FORKED_FROM,
     &STREAM_FORK_OFFSET,

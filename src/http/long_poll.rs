@@ -52,7 +52,7 @@ fn page(call: &Call<'_>, info: &StreamInfo, from: RequestedOffset, batch: &LiveB
         headers.put_cache_control(NO_STORE.clone());
     } else {
         headers.put_etag(&facts.etag(info.incarnation));
-        headers.put_cache_control(cache_control(call, info, facts));
+        headers.put_cache_control(cache_control(call, info, from, facts));
     }
     put_position(&mut response, facts);
     *response.body_mut() = page_body(batch.data.clone(), info.content_type.is_json());

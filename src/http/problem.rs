@@ -27,7 +27,7 @@ use crate::engine::api::{
 };
 use crate::http::headers::{
     NO_STORE, PRODUCER_EPOCH, PRODUCER_EXPECTED_SEQ, PRODUCER_RECEIVED_SEQ, STREAM_CLOSED,
-    STREAM_NEXT_OFFSET, TRUE,
+    STREAM_EARLIEST_OFFSET, STREAM_NEXT_OFFSET, TRUE,
 };
 use crate::http::request::Call;
 use crate::http::response;
@@ -36,6 +36,7 @@ use crate::protocol::lifetime::InvalidLifetime;
 use crate::protocol::name::InvalidName;
 use crate::protocol::offset::InvalidOffset;
 use crate::protocol::query::QueryError;
+use crate::protocol::retention::InvalidRetention;
 
 /// The stable part of a problem document.
 struct Row {
@@ -91,6 +92,7 @@ codes! {
     PathBlocked         "PATH_BLOCKED"          409 "path-blocked"          "Name is held by a deleted stream with forks";
     ForkFromTombstone   "FORK_FROM_TOMBSTONE"   409 "fork-from-tombstone"   "Fork source is deleted";
     Gone                "GONE"                  410 "gone"                  "Stream is deleted";
+    OffsetGone          "OFFSET_GONE"           410 "offset-gone"           "Offset is no longer kept";
     PayloadTooLarge     "PAYLOAD_TOO_LARGE"     413 "payload-too-large"     "Body or stream too large";
     UnsupportedEncoding "UNSUPPORTED_ENCODING"  415 "unsupported-encoding"  "Content coding not supported";
     Internal            "INTERNAL_ERROR"        500 "internal"              "Internal error";
@@ -117,6 +119,8 @@ enum Extra {
     Allow(&'static str),
     /// Final tail of a closed stream.
     ClosedAt(u64),
+    /// First position that is kept.
+    EarliestAt(u64),
     /// Epoch that fenced the request's.
     KnownEpoch(u64),
     /// Producer sequence numbers.
@@ -197,6 +201,9 @@ impl Problem {
             Extra::ClosedAt(tail) => {
                 headers.insert(&STREAM_CLOSED, TRUE.clone());
                 headers.insert(&STREAM_NEXT_OFFSET, response::offset_value(tail));
+            }
+            Extra::EarliestAt(earliest) => {
+                headers.insert(&STREAM_EARLIEST_OFFSET, response::offset_value(earliest));
             }
             Extra::KnownEpoch(epoch) => {
                 headers.insert(&PRODUCER_EPOCH, HeaderValue::from(epoch));
@@ -282,6 +289,12 @@ impl From<InvalidLifetime> for Problem {
     }
 }
 
+impl From<InvalidRetention> for Problem {
+    fn from(error: InvalidRetention) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
 impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         match error {
@@ -294,6 +307,10 @@ impl From<CreateError> for Problem {
 
 impl From<CreateRefusal> for Problem {
     fn from(refusal: CreateRefusal) -> Self {
+        let extra = match &refusal {
+            CreateRefusal::AnchorGone { earliest } => Extra::EarliestAt(*earliest),
+            _ => Extra::None,
+        };
         let code = match &refusal {
             CreateRefusal::AlreadyExists => Code::AlreadyExists,
             CreateRefusal::PathBlocked => Code::PathBlocked,
@@ -301,10 +318,11 @@ impl From<CreateRefusal> for Problem {
             CreateRefusal::SourceDeleted => Code::ForkFromTombstone,
             CreateRefusal::ContentTypeMismatch { .. } => Code::ContentTypeMismatch,
             CreateRefusal::InvalidForkPoint => Code::InvalidOffset,
+            CreateRefusal::AnchorGone { .. } => Code::OffsetGone,
             CreateRefusal::InvalidJson(_) => Code::InvalidJson,
             CreateRefusal::StreamTooLarge { .. } => Code::PayloadTooLarge,
         };
-        Self::new(code, refusal.to_string())
+        Self { extra, ..Self::new(code, refusal.to_string()) }
     }
 }
 
@@ -354,6 +372,10 @@ impl From<ReadError> for Problem {
         match error {
             ReadError::Refused(refusal) => refusal.into(),
             ReadError::InvalidOffset => Self::new(Code::InvalidOffset, error.to_string()),
+            ReadError::OffsetGone { earliest } => {
+                let extra = Extra::EarliestAt(earliest);
+                Self { extra, ..Self::new(Code::OffsetGone, error.to_string()) }
+            }
             ReadError::Unavailable(cause) => cause.into(),
         }
     }
@@ -470,6 +492,16 @@ mod tests {
                 AppendRefusal::Closed { tail: 42 }.into(),
                 "stream-next-offset",
                 "0000000000000000_0000000000000042",
+            ),
+            (
+                ReadError::OffsetGone { earliest: 42 }.into(),
+                "stream-earliest-offset",
+                "0000000000000000_0000000000000042",
+            ),
+            (
+                CreateRefusal::AnchorGone { earliest: 1 }.into(),
+                "stream-earliest-offset",
+                "0000000000000000_0000000000000001",
             ),
             (AppendRefusal::StaleEpoch { current: 7 }.into(), "producer-epoch", "7"),
             (AppendRefusal::SequenceGap { expected: 3, received: 9 }.into(), "producer-expected-seq", "3"),

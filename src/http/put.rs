@@ -20,6 +20,7 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     let content_type = call.content_type()?;
     let lifetime = call.lifetime()?;
+    let retention = call.retention()?;
     let closed = call.closes();
     let fork = call.fork(&app.base, &app.names)?;
     let location = call.location(app.public_origin.as_deref())?;
@@ -33,7 +34,7 @@ pub(super) async fn put(
     };
     let body = in_all_forms(raw, as_json, app.json_depth_max).await?;
 
-    let request = CreateRequest { name, content_type, lifetime, closed, body, fork };
+    let request = CreateRequest { name, content_type, lifetime, retention, closed, body, fork };
     let created = app.storage.create(request).await?;
 
     let status = if created.existed { StatusCode::OK } else { StatusCode::CREATED };

@@ -10,10 +10,11 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use bytes::Bytes;
 
-use crate::engine::api::{ForkRequest, ProducerTag};
+use crate::engine::api::{ForkAnchor, ForkRequest, ProducerTag};
 use crate::http::headers::{
     PRODUCER_EPOCH, PRODUCER_ID, PRODUCER_SEQ, SENT_ONCE, STREAM_CLOSED, STREAM_EXPIRES_AT,
-    STREAM_FORK_OFFSET, STREAM_FORK_SUB_OFFSET, STREAM_FORKED_FROM, STREAM_SEQ, STREAM_TTL,
+    STREAM_FORK_OFFSET, STREAM_FORK_SUB_OFFSET, STREAM_FORKED_FROM, STREAM_RETENTION_MAX_AGE,
+    STREAM_RETENTION_MAX_BYTES, STREAM_SEQ, STREAM_TTL,
 };
 use crate::http::problem::{Code, Problem};
 use crate::http::{ConnectionScheme, NotOneHost};
@@ -22,6 +23,7 @@ use crate::protocol::lifetime::{Lifetime, parse_expires_at, parse_ttl};
 use crate::protocol::name::{NameLimits, StreamName, Target, parse_path};
 use crate::protocol::offset::{self, RequestedOffset};
 use crate::protocol::producer::{parse_number, parse_plain_number};
+use crate::protocol::retention::{Retention, parse_max_age, parse_max_bytes};
 
 /// Longest `Producer-Id` and `Stream-Seq`, in bytes.
 const OPAQUE_BYTES_MAX: usize = 256;
@@ -159,6 +161,14 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// `Stream-Retention-Max-Age` and `Stream-Retention-Max-Bytes`.
+    pub(super) fn retention(&self) -> Result<Retention, Problem> {
+        Ok(Retention {
+            max_age_secs: self.header(&STREAM_RETENTION_MAX_AGE).map(parse_max_age).transpose()?,
+            max_bytes: self.header(&STREAM_RETENTION_MAX_BYTES).map(parse_max_bytes).transpose()?,
+        })
+    }
+
     /// `Stream-Seq`.
     pub(super) fn stream_seq(&self) -> Result<Option<Bytes>, Problem> {
         self.header(&STREAM_SEQ).map(|value| opaque("Stream-Seq", value)).transpose()
@@ -195,7 +205,7 @@ impl<'a> Call<'a> {
         if !source.starts_with(b"/") {
             return Err(Problem::bad_request("Stream-Forked-From is not a path that begins with a slash"));
         }
-        let anchor = offset.map(fork_anchor).transpose()?;
+        let anchor = offset.map(fork_anchor).transpose()?.unwrap_or_default();
         let sub_offset = match sub_offset {
             Some(value) => number("Stream-Fork-Sub-Offset", parse_plain_number(value))?,
             None => 0,
@@ -218,11 +228,11 @@ impl<'a> Call<'a> {
 }
 
 /// `Stream-Fork-Offset`: a minted offset, or `-1` for the start. `now` is said by leaving the header out.
-fn fork_anchor(value: &[u8]) -> Result<u64, Problem> {
+fn fork_anchor(value: &[u8]) -> Result<ForkAnchor, Problem> {
     let requested = std::str::from_utf8(value).ok().and_then(|text| offset::parse(text).ok());
     match requested {
-        Some(RequestedOffset::At(position)) => Ok(position),
-        Some(RequestedOffset::Start) => Ok(0),
+        Some(RequestedOffset::At(position)) => Ok(ForkAnchor::At(position)),
+        Some(RequestedOffset::Start) => Ok(ForkAnchor::Start),
         Some(RequestedOffset::Now) | None => Err(Problem::new(
             Code::InvalidOffset,
             "Stream-Fork-Offset is neither an offset of a stream nor -1",
@@ -354,11 +364,14 @@ mod tests {
         let sub = |offset| ("stream-fork-sub-offset", offset);
 
         let request = fork(&[source]).unwrap().unwrap();
-        assert_eq!((request.source.as_str(), request.anchor, request.sub_offset), ("a/x", None, 0));
+        assert_eq!(
+            (request.source.as_str(), request.anchor, request.sub_offset),
+            ("a/x", ForkAnchor::Tail, 0)
+        );
         let request = fork(&[source, at("-1"), sub("7")]).unwrap().unwrap();
-        assert_eq!((request.anchor, request.sub_offset), (Some(0), 7));
+        assert_eq!((request.anchor, request.sub_offset), (ForkAnchor::Start, 7));
         let request = fork(&[source, at("0000000000000000_0000000000000042")]).unwrap().unwrap();
-        assert_eq!(request.anchor, Some(42));
+        assert_eq!(request.anchor, ForkAnchor::At(42));
         assert!(fork(&[]).unwrap().is_none());
 
         for (headers, expected) in [

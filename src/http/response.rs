@@ -8,8 +8,9 @@ use axum::response::Response;
 use crate::engine::api::StreamInfo;
 use crate::http::cors::Cors;
 use crate::http::headers::{
-    CROSS_ORIGIN_RESOURCE_POLICY, STREAM_CLOSED, STREAM_CURSOR, STREAM_EXPIRES_AT, STREAM_NEXT_OFFSET,
-    STREAM_TTL, STREAM_UP_TO_DATE, TRUE,
+    CROSS_ORIGIN_RESOURCE_POLICY, STREAM_CLOSED, STREAM_CURSOR, STREAM_EARLIEST_OFFSET, STREAM_EXPIRES_AT,
+    STREAM_NEXT_OFFSET, STREAM_RETENTION_MAX_AGE, STREAM_RETENTION_MAX_BYTES, STREAM_TTL, STREAM_UP_TO_DATE,
+    TRUE,
 };
 use crate::http::page_body::NoBody;
 use crate::http::request::Call;
@@ -59,6 +60,7 @@ pub(super) trait StreamHeaders {
     fn put_cache_control(&mut self, value: HeaderValue);
     fn put_etag(&mut self, etag: &str);
     fn put_lifetime(&mut self, info: &StreamInfo);
+    fn put_retention(&mut self, info: &StreamInfo);
 }
 
 impl StreamHeaders for HeaderMap {
@@ -108,6 +110,19 @@ impl StreamHeaders for HeaderMap {
                 let value = HeaderValue::from_str(instant.raw()).expect("an RFC 3339 date-time is ASCII");
                 self.insert(&STREAM_EXPIRES_AT, value);
             }
+        }
+    }
+
+    /// The limits that hold, and where the stream begins if something is gone (`protocol.md` §17).
+    fn put_retention(&mut self, info: &StreamInfo) {
+        if let Some(secs) = info.retention.max_age_secs {
+            self.insert(&STREAM_RETENTION_MAX_AGE, HeaderValue::from(secs));
+        }
+        if let Some(bytes) = info.retention.max_bytes {
+            self.insert(&STREAM_RETENTION_MAX_BYTES, HeaderValue::from(bytes));
+        }
+        if info.earliest > 0 {
+            self.insert(&STREAM_EARLIEST_OFFSET, offset_value(info.earliest));
         }
     }
 }

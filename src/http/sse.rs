@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::config::ServerConfig;
-use crate::engine::api::{LiveBatch, LiveEvent, Subscription};
+use crate::engine::api::{LiveBatch, LiveEvent, ReadError, Subscription};
 use crate::http::cache::{jitter, now_ms};
 use crate::http::headers::{NO_CACHE, STREAM_SSE_DATA_ENCODING, X_ACCEL_BUFFERING};
 use crate::http::problem::Problem;
@@ -166,6 +166,8 @@ impl Feed {
             () = shutdown, if is_open => Woken::End,
             event = subscription.next(BATCH_BYTES_MAX) => match event {
                 Ok(event) => Woken::Event(event),
+                // The client was too slow for the stream's retention; it is told when it comes back.
+                Err(ReadError::OffsetGone { .. }) => Woken::End,
                 Err(error) => {
                     tracing::warn!(error = %error, "an SSE response ends because its stream cannot be read");
                     Woken::End

@@ -11,6 +11,7 @@
 //! - [`offset`]: offsets as they are sent and asked for (§5)
 //! - [`producer`]: the decimal numbers of headers (§3)
 //! - [`query`]: the query string of a read (§3)
+//! - [`retention`]: `Stream-Retention-Max-Age` and `Stream-Retention-Max-Bytes` (§17)
 //! - [`sse`]: server-sent events, byte for byte (§14)
 
 pub mod content_type;
@@ -22,4 +23,5 @@ pub mod name;
 pub mod offset;
 pub mod producer;
 pub mod query;
+pub mod retention;
 pub mod sse;

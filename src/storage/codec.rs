@@ -6,9 +6,17 @@ use bytes::Bytes;
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::{ExpiresAt, Lifetime};
 use crate::protocol::name::StreamName;
+use crate::protocol::retention::Retention;
 use crate::storage::StorageError;
 use crate::stream::fork::{Ancestor, ForkOrigin, StreamRef};
 use crate::stream::producer::ProducerTag;
+use crate::stream::retention::RetentionSettings;
+
+/// Bits of the first byte of retention settings. Persisted.
+const RETENTION_AGE: u8 = 1;
+const RETENTION_BYTES: u8 = 2;
+const RETENTION_AGE_ASKED: u8 = 4;
+const RETENTION_BYTES_ASKED: u8 = 8;
 
 /// Appends values to a byte buffer.
 pub(crate) trait Put {
@@ -61,12 +69,28 @@ pub(crate) trait Put {
         }
     }
 
-    /// Source name, source, anchor, sub-offset, fork point, 1 if the lifetime is inherited, number of ancestors and
-    /// each one's stream and end.
+    /// One byte 1 = age, 2 = bytes, 4 = the age was asked for, 8 = the bytes were; and each limit that is set.
+    fn put_retention(&mut self, settings: &RetentionSettings) {
+        let RetentionSettings { limits, age_asked, bytes_asked } = settings;
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        self.put_byte(
+            flag(limits.max_age_secs.is_some(), RETENTION_AGE)
+                | flag(limits.max_bytes.is_some(), RETENTION_BYTES)
+                | flag(*age_asked, RETENTION_AGE_ASKED)
+                | flag(*bytes_asked, RETENTION_BYTES_ASKED),
+        );
+        for limit in [limits.max_age_secs, limits.max_bytes].into_iter().flatten() {
+            self.put_varint(limit);
+        }
+    }
+
+    /// Source name, source, anchor, earliest position, sub-offset, fork point, 1 if the lifetime is inherited, number of
+    /// ancestors and each one's stream and end.
     fn put_fork(&mut self, fork: &ForkOrigin) {
         self.put_string(fork.source.as_str().as_bytes());
         self.put_stream_ref(fork.source_ref);
         self.put_varint(fork.anchor);
+        self.put_varint(fork.earliest);
         self.put_varint(fork.sub_offset);
         self.put_varint(fork.point);
         self.put_byte(u8::from(fork.lifetime_inherited));
@@ -196,10 +220,34 @@ impl Take {
         }
     }
 
+    pub(crate) fn retention(&mut self) -> Result<RetentionSettings, StorageError> {
+        let flags = self.byte()?;
+        let has = |flag: u8| flags & flag != 0;
+        let is_known =
+            flags & !(RETENTION_AGE | RETENTION_BYTES | RETENTION_AGE_ASKED | RETENTION_BYTES_ASKED) == 0;
+        let is_sound = (has(RETENTION_AGE) || !has(RETENTION_AGE_ASKED))
+            && (has(RETENTION_BYTES) || !has(RETENTION_BYTES_ASKED));
+        if !is_known || !is_sound {
+            return Err(self.corrupt("unknown limits of a retention"));
+        }
+        let max_age_secs = if has(RETENTION_AGE) { Some(self.varint()?) } else { None };
+        let max_bytes = if has(RETENTION_BYTES) { Some(self.varint()?) } else { None };
+        let limits = Retention { max_age_secs, max_bytes };
+        if limits.is_none() || [max_age_secs, max_bytes].contains(&Some(0)) {
+            return Err(self.corrupt("a retention without limits"));
+        }
+        Ok(RetentionSettings {
+            limits,
+            age_asked: has(RETENTION_AGE_ASKED),
+            bytes_asked: has(RETENTION_BYTES_ASKED),
+        })
+    }
+
     pub(crate) fn fork(&mut self) -> Result<ForkOrigin, StorageError> {
         let source = self.name()?;
         let source_ref = self.stream_ref()?;
         let anchor = self.varint()?;
+        let earliest = self.varint()?;
         let sub_offset = self.varint()?;
         let point = self.varint()?;
         let lifetime_inherited = self.flag()?;
@@ -208,6 +256,18 @@ impl Take {
         for _ in 0..count {
             lineage.push(Ancestor { stream: self.stream_ref()?, end: self.varint()? });
         }
-        Ok(ForkOrigin { source, source_ref, anchor, sub_offset, point, lifetime_inherited, lineage })
+        if earliest > point {
+            return Err(self.corrupt("a fork begins before what it inherits"));
+        }
+        Ok(ForkOrigin {
+            source,
+            source_ref,
+            anchor,
+            earliest,
+            sub_offset,
+            point,
+            lifetime_inherited,
+            lineage,
+        })
     }
 }

@@ -344,6 +344,11 @@ impl Worker {
             open.log.checkpoint(&mut groups)?;
             for group in groups {
                 let Some(checkpoint) = group.checkpoint else { continue };
+                for stream in &checkpoint.streams {
+                    if let Some(cut) = stream.cut {
+                        open.segments.cut(stream.id, cut);
+                    }
+                }
                 open.segments.publish(checkpoint.to_publish, &checkpoint.segments_removed)?;
                 open.segments.forget(&checkpoint.removed);
                 (self.report)(Completion::Published { group: group.seq });

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! frame   := length (u32, fixed, of what follows) kind (1 byte) stream id (varint) body
-//! kind 1  created       name, content type, lifetime, time, flags (1 = closed, 2 = fork), [fork], payload
+//! kind 1  created       name, content type, lifetime, time, flags (1 = closed, 2 = fork, 4 = retention), [fork], [retention],
+//!                       payload
 //! kind 2  appended      time, flags (1 = close, 2 = producer, 4 = Stream-Seq), [producer], [Stream-Seq], payload
 //! kind 3  renewed       time
 //! kind 4  soft-deleted  (nothing)
 //! kind 5  removed       (nothing)
 //! kind 6  pinned        child: shard, id
 //! kind 7  unpinned      child: shard, id
+//! kind 8  trimmed       first position that is kept (varint)
 //! ```
 //!
 //! The payload is the rest of the frame, without a length of its own. Values are encoded as [`codec`] says. Kinds and
@@ -29,9 +31,11 @@ const SOFT_DELETED: u8 = 4;
 const REMOVED: u8 = 5;
 const PINNED: u8 = 6;
 const UNPINNED: u8 = 7;
+const TRIMMED: u8 = 8;
 
 const FLAG_CLOSED: u8 = 1;
 const FLAG_FORK: u8 = 2;
+const FLAG_RETENTION: u8 = 4;
 const FLAG_PRODUCER: u8 = 2;
 const FLAG_STREAM_SEQ: u8 = 4;
 
@@ -62,6 +66,10 @@ pub(crate) fn encode(out: &mut Vec<u8>, stream: u64, event: &Event) {
             head(out, UNPINNED, stream);
             out.put_stream_ref(*child);
         }
+        Event::Trimmed { earliest } => {
+            head(out, TRIMMED, stream);
+            out.put_varint(*earliest);
+        }
     }
     let length = u32::try_from(out.len() - start - 4).expect("a request body is far below 4 GiB");
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
@@ -78,9 +86,13 @@ fn encode_creation(out: &mut Vec<u8>, creation: &Creation) {
     out.put_lifetime(creation.lifetime.as_ref());
     out.put_time(creation.at_ms);
     let fork = if creation.fork.is_some() { FLAG_FORK } else { 0 };
-    out.put_byte(fork | if creation.closed { FLAG_CLOSED } else { 0 });
+    let retention = if creation.retention.is_some() { FLAG_RETENTION } else { 0 };
+    out.put_byte(fork | retention | if creation.closed { FLAG_CLOSED } else { 0 });
     if let Some(fork) = &creation.fork {
         out.put_fork(fork);
+    }
+    if let Some(settings) = &creation.retention {
+        out.put_retention(settings);
     }
     out.put_slice(&creation.payload);
 }
@@ -128,6 +140,7 @@ fn decode(bytes: Bytes) -> Result<(u64, Event), StorageError> {
         REMOVED => Event::Removed,
         PINNED => Event::Pinned { child: frame.stream_ref()? },
         UNPINNED => Event::Unpinned { child: frame.stream_ref()? },
+        TRIMMED => Event::Trimmed { earliest: frame.varint()? },
         _ => return Err(frame.corrupt("unknown kind")),
     };
     if !frame.is_empty() {
@@ -142,12 +155,14 @@ fn decode_creation(frame: &mut Take) -> Result<Creation, StorageError> {
     let lifetime = frame.lifetime()?;
     let at_ms = frame.time()?;
     let flags = frame.byte()?;
-    if flags & !(FLAG_CLOSED | FLAG_FORK) != 0 {
+    if flags & !(FLAG_CLOSED | FLAG_FORK | FLAG_RETENTION) != 0 {
         return Err(frame.corrupt("unknown flags"));
     }
     let fork = if flags & FLAG_FORK != 0 { Some(Box::new(frame.fork()?)) } else { None };
+    let retention = if flags & FLAG_RETENTION != 0 { Some(frame.retention()?) } else { None };
     let payload = frame.rest().into();
-    Ok(Creation { name, content_type, lifetime, fork, closed: flags & FLAG_CLOSED != 0, payload, at_ms })
+    let closed = flags & FLAG_CLOSED != 0;
+    Ok(Creation { name, content_type, lifetime, retention, fork, closed, payload, at_ms })
 }
 
 fn decode_append(frame: &mut Take) -> Result<Append, StorageError> {
@@ -170,8 +185,10 @@ pub(crate) mod tests {
     use crate::protocol::content_type::ContentType;
     use crate::protocol::lifetime::{Lifetime, parse_expires_at};
     use crate::protocol::name::StreamName;
+    use crate::protocol::retention::Retention;
     use crate::stream::fork::{Ancestor, ForkOrigin, StreamRef};
     use crate::stream::producer::ProducerTag;
+    use crate::stream::retention::RetentionSettings;
 
     fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
         prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
@@ -200,6 +217,7 @@ pub(crate) mod tests {
                 source: StreamName::from_stored(&source),
                 source_ref,
                 anchor,
+                earliest: (point >> 8).min(anchor),
                 sub_offset,
                 point: point >> 8,
                 lifetime_inherited,
@@ -208,14 +226,23 @@ pub(crate) mod tests {
         )
     }
 
+    fn retention() -> impl Strategy<Value = Option<RetentionSettings>> {
+        let limits = || (prop::option::of(1..=u64::MAX), prop::option::of(1..=u64::MAX));
+        (limits(), limits()).prop_map(|(asked, defaults)| {
+            let retention = |(max_age_secs, max_bytes)| Retention { max_age_secs, max_bytes };
+            RetentionSettings::decide(retention(asked), retention(defaults))
+        })
+    }
+
     pub(crate) fn creation() -> impl Strategy<Value = Creation> {
         let lifetime = prop::option::of(lifetime());
         let fork = prop::option::of(fork().prop_map(Box::new));
-        ("[a-zü/]{1,40}", lifetime, fork, any::<bool>(), bytes(100), any::<i64>()).prop_map(
-            |(name, lifetime, fork, closed, payload, at_ms)| Creation {
+        ("[a-zü/]{1,40}", lifetime, retention(), fork, any::<bool>(), bytes(100), any::<i64>()).prop_map(
+            |(name, lifetime, retention, fork, closed, payload, at_ms)| Creation {
                 name: StreamName::from_stored(&name),
                 content_type: ContentType::parse(b"text/plain; charset=utf-8").unwrap(),
                 lifetime,
+                retention,
                 fork,
                 closed,
                 payload: payload.into(),
@@ -243,6 +270,7 @@ pub(crate) mod tests {
             Just(Event::Removed),
             stream_ref().prop_map(|child| Event::Pinned { child }),
             stream_ref().prop_map(|child| Event::Unpinned { child }),
+            any::<u64>().prop_map(|earliest| Event::Trimmed { earliest }),
         ]
     }
 
@@ -285,5 +313,8 @@ pub(crate) mod tests {
         let mut frame = Vec::new();
         encode(&mut frame, 5, &Event::Appended(append));
         assert_eq!(frame, [11, 0, 0, 0, 2, 5, 1, 3, 1, b'p', 1, 0xac, 2, b'x', b'y']);
+        let mut frame = Vec::new();
+        encode(&mut frame, 5, &Event::Trimmed { earliest: 300 });
+        assert_eq!(frame, [4, 0, 0, 0, 8, 5, 0xac, 2]);
     }
 }

@@ -95,7 +95,9 @@ pub(crate) struct StreamCheckpoint {
     pub(crate) record: Vec<u8>,
     /// Producers that changed since the stream's previous checkpoint: (producer id, epoch, last sequence number).
     pub(crate) producers: Vec<(Bytes, u64, u64)>,
-    /// Position of the first byte of `payload`; equals the end of what was settled before.
+    /// What segments hold of the stream below this message boundary is not needed any more; `None` = all of it is.
+    pub(crate) cut: Option<u64>,
+    /// Position of the first byte of `payload`: the end of what was settled before, or the cut if that is beyond.
     pub(crate) start: u64,
     /// Position after its last byte.
     pub(crate) end: u64,

@@ -32,6 +32,27 @@ impl Block {
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
+
+    /// See [`RecentTail::release_before`].
+    fn release_before(&mut self, position: u64) {
+        let dead = position.saturating_sub(self.start) as usize;
+        if dead > self.bytes.len() / 2 {
+            self.start = position;
+            self.bytes = Bytes::copy_from_slice(&self.bytes[dead..]);
+            release_marks(&mut self.marks, dead);
+        }
+    }
+}
+
+/// The marks of what is left when `dead` bytes have gone.
+fn release_marks(marks: &mut Vec<u32>, dead: usize) {
+    marks.retain_mut(|mark| {
+        let is_left = *mark as usize > dead;
+        if is_left {
+            *mark -= dead as u32;
+        }
+        is_left
+    });
 }
 
 /// See the module.
@@ -119,6 +140,26 @@ impl RecentTail {
             self.sealed.shrink_to_fit();
             if self.end() <= position {
                 *self = Self::new(self.end(), self.json);
+            }
+        }
+        before - self.len()
+    }
+
+    /// Gives up what lies before `position`, a message boundary. Of a block that it falls into, the rest is copied once it
+    /// is less than half of it: so at most as much as is held is kept for nothing. Returns the number of bytes freed.
+    pub(crate) fn release_before(&mut self, position: u64) -> u64 {
+        let before = self.len();
+        self.forget_before(position);
+        match self.sealed.front_mut() {
+            Some(block) => block.release_before(position),
+            None => {
+                let dead = position.min(self.end()).saturating_sub(self.open_start) as usize;
+                if dead > self.open.len() / 2 {
+                    self.open_start += dead as u64;
+                    // Not drained: what it has room for would stay.
+                    self.open = self.open[dead..].to_vec();
+                    release_marks(&mut self.open_marks, dead);
+                }
             }
         }
         before - self.len()
@@ -274,6 +315,44 @@ mod tests {
                 prop_assert!(boundaries.contains(&at));
                 at += piece.len() as u64;
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_is_released_goes_and_the_rest_is_as_it_was(
+            bodies in prop::collection::vec(messages(), 1..12),
+            base in 0..1000_u64,
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 1..6),
+        ) {
+            let (mut tail, mut whole) = (RecentTail::new(base, true), RecentTail::new(base, true));
+            let mut starts = vec![base];
+            for body in &bodies {
+                let payload = stored(body);
+                tail.push(&payload);
+                whole.push(&payload);
+                starts.push(tail.end());
+            }
+            let mut released = base;
+            for cut in cuts {
+                let (position, before) = (starts[cut.index(starts.len())], tail.len());
+                released = released.max(position);
+                prop_assert_eq!(tail.release_before(position), before - tail.len());
+                prop_assert!(tail.start() <= released);
+                let live = tail.end() - released;
+                prop_assert!(tail.len() <= 2 * live + 2 * LARGE_BYTES as u64 || tail.sealed.len() > 1, "{}", tail.len());
+                prop_assert_eq!(tail.slice(released, tail.end()).concat(), whole.slice(released, whole.end()).concat());
+                for position in released..tail.end().min(released + 600) {
+                    prop_assert_eq!(tail.is_boundary(position), whole.is_boundary(position), "{}", position);
+                }
+                prop_assert_eq!(tail.pieces(released).concat(), whole.slice(released, whole.end()).concat());
+            }
+            let more = Payload::from(Bytes::from_static(b"1,"));
+            tail.push(&more);
+            whole.push(&more);
+            prop_assert_eq!(tail.slice(released, tail.end()).concat(), whole.slice(released, whole.end()).concat());
         }
     }
 

@@ -1,5 +1,6 @@
 //! The decision on an append, in the order of `protocol.md` §4.
 
+use crate::protocol::retention::Retention;
 use crate::stream::command::{AppendRequest, Appended, Body};
 use crate::stream::event::{Append, Payload};
 use crate::stream::producer::{ProducerTag, ProducerVerdict};
@@ -9,10 +10,12 @@ use crate::stream::state::{Closure, StreamState};
 /// Limits that an append is measured against.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamLimits {
-    /// Most own bytes of a stream; `None` = unlimited.
+    /// Most own bytes of a stream that are stored; `None` = unlimited.
     pub stream_bytes_max: Option<u64>,
     /// Most producers of a stream.
     pub producers_max: usize,
+    /// What is kept of streams whose creation does not say.
+    pub retention: Retention,
 }
 
 /// What to do with an append.
@@ -126,7 +129,7 @@ impl StreamState {
         limits: &StreamLimits,
     ) -> Result<(), AppendRefusal> {
         if let Some(limit) = limits.stream_bytes_max
-            && self.tail - self.base() + added > limit
+            && self.stored_bytes_after(added) > limit
         {
             return Err(AppendRefusal::StreamTooLarge { limit });
         }
@@ -158,13 +161,18 @@ mod tests {
     use crate::protocol::name::StreamName;
     use crate::stream::event::{Creation, Event};
 
-    const LIMITS: StreamLimits = StreamLimits { stream_bytes_max: Some(100), producers_max: 2 };
+    const LIMITS: StreamLimits = StreamLimits {
+        stream_bytes_max: Some(100),
+        producers_max: 2,
+        retention: Retention { max_age_secs: None, max_bytes: None },
+    };
 
     fn stream(content_type: &str) -> StreamState {
         StreamState::created(&Creation {
             name: StreamName::from_stored("a"),
             content_type: ContentType::parse(content_type.as_bytes()).unwrap(),
             lifetime: None,
+            retention: None,
             fork: None,
             closed: false,
             payload: Payload::default(),
@@ -232,7 +240,7 @@ mod tests {
         bad.body = request("application/json", "\"long\"").body;
         assert_eq!(refusal(&mut state, &bad), AppendRefusal::StreamSeqConflict);
         bad.stream_seq = Some("c".into());
-        let tight = StreamLimits { stream_bytes_max: Some(8), producers_max: 1 };
+        let tight = StreamLimits { stream_bytes_max: Some(8), producers_max: 1, ..LIMITS };
         let decision = state.decide_append(&bad, 1, &tight);
         assert_eq!(decision, AppendDecision::Refuse(AppendRefusal::StreamTooLarge { limit: 8 }));
         assert!(matches!(run(&mut state, &bad), AppendDecision::Accept(_)));

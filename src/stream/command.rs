@@ -6,6 +6,7 @@ use crate::protocol::content_type::ContentType;
 use crate::protocol::json::{JsonBody, JsonError};
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
+use crate::protocol::retention::Retention;
 use crate::stream::producer::ProducerTag;
 
 /// A request body in the forms that the stream's content type may ask for.
@@ -28,6 +29,8 @@ pub struct CreateRequest {
     pub content_type: Option<ContentType>,
     /// `None` = lives until deleted, or as the fork source.
     pub lifetime: Option<Lifetime>,
+    /// What to keep of it. A limit that is `None` is the configured default. Never inherited by forks.
+    pub retention: Retention,
     /// Create it closed.
     pub closed: bool,
     /// First append; may be empty.
@@ -41,10 +44,22 @@ pub struct CreateRequest {
 pub struct ForkRequest {
     /// Stream to inherit from.
     pub source: StreamName,
-    /// Position in the source, in stored bytes; `None` = its tail.
-    pub anchor: Option<u64>,
+    /// Where the fork begins, before the sub-offset is added.
+    pub anchor: ForkAnchor,
     /// Bytes (JSON: messages) after the anchor. Absent counts as 0.
     pub sub_offset: u64,
+}
+
+/// See [`ForkRequest::anchor`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForkAnchor {
+    /// The source's tail as readers see it.
+    #[default]
+    Tail,
+    /// The source's first position: 0, or the earliest one that is kept.
+    Start,
+    /// A position in the source, in stored bytes.
+    At(u64),
 }
 
 /// A stream exists as asked for.

@@ -4,10 +4,11 @@
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::Lifetime;
 use crate::stream::append::StreamLimits;
-use crate::stream::command::{Body, CreateRequest, Created};
+use crate::stream::command::{Body, CreateRequest, Created, ForkAnchor};
 use crate::stream::event::{Creation, Payload};
 use crate::stream::fork::{ForkOrigin, StreamRef, lineage};
 use crate::stream::refusal::CreateRefusal;
+use crate::stream::retention::{self, Retained, RetentionSettings};
 use crate::stream::state::StreamState;
 
 /// A fork's source and fork point, as found out from the source's shard.
@@ -21,6 +22,8 @@ pub struct ResolvedFork {
     pub lifetime: Option<Lifetime>,
     /// Its own lineage.
     pub lineage: Vec<crate::stream::fork::Ancestor>,
+    /// First position that its readers see.
+    pub earliest: u64,
     /// Anchor as resolved.
     pub anchor: u64,
     /// Fork point.
@@ -55,7 +58,7 @@ impl StreamState {
         };
         if let Some((origin, asked)) = fork
             && (asked.source != origin.source
-                || asked.anchor.is_some_and(|anchor| anchor != origin.anchor)
+                || !anchor_matches(asked.anchor, origin)
                 || asked.sub_offset != origin.sub_offset)
         {
             return false;
@@ -68,7 +71,17 @@ impl StreamState {
             (None, Some((origin, _))) => origin.lifetime_inherited || self.lifetime.is_none(),
             (asked, _) => *asked == self.lifetime,
         };
-        type_matches && lifetime_matches
+        let settings = self.retained.as_deref().map(Retained::settings);
+        type_matches && lifetime_matches && retention::matches(settings, request.retention)
+    }
+}
+
+/// The tail and the start match what they were when the fork was made, whatever its source has become since.
+fn anchor_matches(asked: ForkAnchor, origin: &ForkOrigin) -> bool {
+    match asked {
+        ForkAnchor::Tail => true,
+        ForkAnchor::Start => origin.anchor == origin.earliest,
+        ForkAnchor::At(position) => origin.anchor == position,
     }
 }
 
@@ -107,6 +120,7 @@ pub fn decide_create(
             source: asked.source.clone(),
             source_ref: source.source,
             anchor: source.anchor,
+            earliest: source.earliest,
             sub_offset: asked.sub_offset,
             point: source.point,
             lifetime_inherited: request.lifetime.is_none(),
@@ -118,6 +132,7 @@ pub fn decide_create(
         name: request.name.clone(),
         content_type,
         lifetime,
+        retention: RetentionSettings::decide(request.retention, limits.retention),
         fork,
         closed: request.closed,
         payload,
@@ -141,15 +156,21 @@ mod tests {
     use super::*;
     use crate::protocol::lifetime::parse_expires_at;
     use crate::protocol::name::StreamName;
+    use crate::protocol::retention::Retention;
     use crate::stream::command::ForkRequest;
 
-    const LIMITS: StreamLimits = StreamLimits { stream_bytes_max: None, producers_max: 1 };
+    const LIMITS: StreamLimits = StreamLimits {
+        stream_bytes_max: None,
+        producers_max: 1,
+        retention: Retention { max_age_secs: None, max_bytes: None },
+    };
 
     fn request() -> CreateRequest {
         CreateRequest {
             name: StreamName::from_stored("a"),
             content_type: None,
             lifetime: None,
+            retention: Retention::default(),
             closed: false,
             body: Body::default(),
             fork: None,
@@ -174,6 +195,7 @@ mod tests {
             content_type: typed("text/plain").unwrap(),
             lifetime: Some(Lifetime::Ttl { seconds: 60 }),
             lineage: Vec::new(),
+            earliest: 0,
             anchor: 4,
             point: 6,
         }
@@ -181,7 +203,10 @@ mod tests {
 
     fn fork() -> CreateRequest {
         let source = StreamName::from_stored("s");
-        CreateRequest { fork: Some(ForkRequest { source, anchor: None, sub_offset: 2 }), ..request() }
+        CreateRequest {
+            fork: Some(ForkRequest { source, anchor: ForkAnchor::Tail, sub_offset: 2 }),
+            ..request()
+        }
     }
 
     #[test]
@@ -212,7 +237,7 @@ mod tests {
         let asked = |anchor, sub_offset| ForkRequest { anchor, sub_offset, ..fork().fork.unwrap() };
         for same in [
             fork(),
-            CreateRequest { fork: Some(asked(Some(4), 2)), ..fork() },
+            CreateRequest { fork: Some(asked(ForkAnchor::At(4), 2)), ..fork() },
             CreateRequest { content_type: typed("text/plain"), ..fork() },
             CreateRequest { lifetime: Some(Lifetime::Ttl { seconds: 60 }), ..fork() },
         ] {
@@ -220,8 +245,10 @@ mod tests {
         }
         for other in [
             request(),
-            CreateRequest { fork: Some(asked(Some(6), 0)), ..fork() },
-            CreateRequest { fork: Some(asked(None, 0)), ..fork() },
+            CreateRequest { fork: Some(asked(ForkAnchor::At(6), 0)), ..fork() },
+            CreateRequest { fork: Some(asked(ForkAnchor::Tail, 0)), ..fork() },
+            CreateRequest { fork: Some(asked(ForkAnchor::Start, 2)), ..fork() },
+            CreateRequest { retention: Retention { max_bytes: Some(1), ..Retention::default() }, ..fork() },
             CreateRequest { lifetime: Some(Lifetime::Ttl { seconds: 61 }), ..fork() },
             CreateRequest { content_type: typed("application/json"), ..fork() },
         ] {

@@ -11,6 +11,7 @@ use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::stream::fork::{ForkOrigin, StreamRef};
 use crate::stream::producer::ProducerTag;
+use crate::stream::retention::RetentionSettings;
 
 /// Content in stored form, and where some of its JSON messages begin, if that is known. Only the bytes are stored.
 #[derive(Clone, Debug, Default)]
@@ -84,6 +85,11 @@ pub enum Event {
         /// The fork.
         child: StreamRef,
     },
+    /// The limits of its retention took the beginning of the stream.
+    Trimmed {
+        /// First position that is kept: a message boundary.
+        earliest: u64,
+    },
 }
 
 /// See [`Event::Created`].
@@ -95,6 +101,8 @@ pub struct Creation {
     pub content_type: ContentType,
     /// Own or inherited.
     pub lifetime: Option<Lifetime>,
+    /// What is kept of the stream; `None` = everything.
+    pub retention: Option<RetentionSettings>,
     /// Where inherited bytes come from.
     pub fork: Option<Box<ForkOrigin>>,
     /// Created closed.

@@ -29,6 +29,9 @@ pub struct ForkOrigin {
     pub source_ref: StreamRef,
     /// Anchor as resolved.
     pub anchor: u64,
+    /// First position that the source's readers saw at that time, at or before the anchor: the fork's readers see no
+    /// earlier one either.
+    pub earliest: u64,
     /// Sub-offset as sent, absent counting as 0.
     pub sub_offset: u64,
     /// Where the fork's own bytes begin.

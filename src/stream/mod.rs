@@ -8,6 +8,7 @@
 //! * [`producer`]: idempotent producers.
 //! * [`fork`]: where a fork's inherited bytes come from.
 //! * [`expiry`]: sliding and fixed lifetimes.
+//! * [`retention`]: when the beginning of a stream goes.
 
 pub mod append;
 pub mod command;
@@ -17,4 +18,5 @@ pub mod expiry;
 pub mod fork;
 pub mod producer;
 pub mod refusal;
+pub mod retention;
 pub mod state;

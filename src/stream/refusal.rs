@@ -89,6 +89,12 @@ pub enum CreateRefusal {
     /// Fork offset or sub-offset lies beyond the source's tail or inside a JSON message.
     #[error("the fork point is not a position of the source")]
     InvalidForkPoint,
+    /// The fork's anchor lies before what is kept of the source.
+    #[error("the source does not keep the fork offset any more; its earliest one is {earliest}")]
+    AnchorGone {
+        /// First position that is kept, in stored bytes.
+        earliest: u64,
+    },
     /// The body is not one JSON value.
     #[error("{0}")]
     InvalidJson(JsonError),

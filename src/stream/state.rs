@@ -7,6 +7,7 @@ use crate::protocol::lifetime::Lifetime;
 use crate::stream::event::{Append, Creation, Event};
 use crate::stream::fork::{ForkOrigin, StreamRef};
 use crate::stream::producer::{ProducerTag, Producers};
+use crate::stream::retention::Retained;
 
 /// Whether a stream takes appends.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -46,6 +47,8 @@ pub struct StreamState {
     pub producers: Producers,
     /// Where inherited bytes come from.
     pub fork: Option<Box<ForkOrigin>>,
+    /// What is kept of it, if that is not everything.
+    pub retained: Option<Box<Retained>>,
     #[expect(clippy::box_collection, reason = "most streams have none, and then it costs one pointer")]
     pins: Option<Box<BTreeSet<StreamRef>>>,
 }
@@ -53,7 +56,14 @@ pub struct StreamState {
 impl StreamState {
     /// The state after [`Event::Created`].
     pub fn created(creation: &Creation) -> Self {
-        let base = creation.fork.as_ref().map_or(0, |fork| fork.point);
+        let (earliest, base) = creation.fork.as_ref().map_or((0, 0), |fork| (fork.earliest, fork.point));
+        let retained = creation.retention.map(|settings| {
+            let mut retained = Box::new(Retained::new(settings, earliest, base, creation.at_ms));
+            if !creation.payload.is_empty() {
+                retained.appended(base, creation.at_ms);
+            }
+            retained
+        });
         Self {
             content_type: creation.content_type.clone(),
             lifetime: creation.lifetime.clone(),
@@ -64,6 +74,7 @@ impl StreamState {
             stream_seq: None,
             producers: Producers::default(),
             fork: creation.fork.clone(),
+            retained,
             pins: None,
         }
     }
@@ -86,7 +97,15 @@ impl StreamState {
                     pins.remove(child);
                     if pins.is_empty() {
                         self.pins = None;
+                        let base = self.base();
+                        self.retained.iter_mut().for_each(|retained| retained.release(base));
                     }
+                }
+            }
+            Event::Trimmed { earliest } => {
+                let (base, tail, is_pinned) = (self.base(), self.tail, self.is_pinned());
+                if let Some(retained) = &mut self.retained {
+                    retained.trim(*earliest, base, tail, is_pinned);
                 }
             }
         }
@@ -94,6 +113,11 @@ impl StreamState {
 
     fn appended(&mut self, append: &Append, group: u64) {
         assert!(!self.closure.is_closed(), "a closed stream takes no appends");
+        if let Some(retained) = &mut self.retained
+            && !append.payload.is_empty()
+        {
+            retained.appended(self.tail, append.at_ms);
+        }
         self.tail += append.payload.len() as u64;
         if let Some(tag) = &append.producer {
             self.producers.accept(tag, group);
@@ -115,6 +139,33 @@ impl StreamState {
     /// First position that is the stream's own; what lies before is inherited.
     pub fn base(&self) -> u64 {
         self.fork.as_ref().map_or(0, |fork| fork.point)
+    }
+
+    /// First position that readers see: 0, or what retention has left of this stream or of a fork's source.
+    pub fn earliest(&self) -> u64 {
+        let inherited = || self.fork.as_ref().map_or(0, |fork| fork.earliest);
+        self.retained.as_ref().map_or_else(inherited, |retained| retained.earliest())
+    }
+
+    /// First own position whose bytes are needed, by readers or by forks.
+    pub fn released(&self) -> u64 {
+        self.retained.as_ref().map_or_else(|| self.base(), |retained| retained.released())
+    }
+
+    /// The cut that retention asks for at this moment. A stream that is kept for its forks alone is let be.
+    pub fn due_cut(&self, now_ms: i64) -> Option<u64> {
+        if self.soft_deleted {
+            return None;
+        }
+        self.retained.as_ref()?.due_cut(self.tail, now_ms)
+    }
+
+    /// Own bytes that are stored once `added` more have come, and retention has taken what it takes by size.
+    pub fn stored_bytes_after(&self, added: u64) -> u64 {
+        let tail = self.tail + added;
+        let cut = self.retained.as_ref().filter(|_| !self.is_pinned());
+        let cut = cut.and_then(|retained| retained.cut_by_bytes(tail)).unwrap_or(0);
+        tail - self.released().max(cut)
     }
 
     /// The forks that need this stream's bytes.

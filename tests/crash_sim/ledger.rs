@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use durable_streams_server::engine::api::{
     AppendError, AppendRefusal, AppendRequest, Body, CreateError, CreateRequest, ProducerTag, ReadError,
-    ReadRequest,
+    ReadRequest, Retention,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::json;
@@ -41,21 +41,14 @@ struct Record {
     tail: Option<u64>,
 }
 
-fn content_type() -> ContentType {
+pub(crate) fn content_type() -> ContentType {
     ContentType::parse(b"application/json").expect("it is well-formed")
 }
 
 impl Ledger {
     pub(crate) fn new(writers: usize, dice: &mut Dice) -> Self {
         let name = StreamName::from_stored(&format!("ledger/{}", dice.roll(100)));
-        let writer = |id| Writer {
-            id,
-            name: name.clone(),
-            dice: Dice::new(dice.roll(1 << 30) as u64),
-            records: Vec::new(),
-            acknowledged: 0,
-        };
-        let writers = (0..writers).map(writer).collect();
+        let writers = (0..writers).map(|id| Writer::new(id, name.clone(), dice)).collect();
         Self { name: name.clone(), created: false, seen: Vec::new(), writers }
     }
 
@@ -65,6 +58,7 @@ impl Ledger {
             name: self.name.clone(),
             content_type: Some(content_type()),
             lifetime: None,
+            retention: Retention::default(),
             closed: false,
             body: Body::default(),
             fork: None,
@@ -140,6 +134,31 @@ impl Ledger {
 }
 
 impl Writer {
+    pub(crate) fn new(id: usize, name: StreamName, dice: &mut Dice) -> Self {
+        let dice = Dice::new(dice.roll(1 << 30) as u64);
+        Self { id, name, dice, records: Vec::new(), acknowledged: 0 }
+    }
+
+    /// Number of records that were sent, or are about to be.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// So many of the first ones were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.acknowledged
+    }
+
+    /// What a stream has held that nobody else appends to, if all was stored; where each record begins, and the end.
+    pub(crate) fn history(&self) -> (Vec<u8>, Vec<u64>) {
+        let (mut content, mut starts) = (Vec::new(), vec![0]);
+        for record in &self.records {
+            content.extend_from_slice(&record.stored);
+            starts.push(content.len() as u64);
+        }
+        (content, starts)
+    }
+
     /// Appends so many times, some of them at once.
     pub(crate) async fn work(&mut self, world: &World, bursts: usize) -> Step {
         for _ in 0..bursts {
@@ -168,7 +187,7 @@ impl Writer {
     }
 
     /// After a failure, with so many records there.
-    async fn repeat(&mut self, world: &World, there: usize) -> Step {
+    pub(crate) async fn repeat(&mut self, world: &World, there: usize) -> Step {
         world.note(format!("ledger: {there} of {} records of writer {}", self.records.len(), self.id));
         let from = self.acknowledged.saturating_sub(1);
         self.send(world, from, there).await

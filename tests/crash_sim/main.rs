@@ -8,6 +8,7 @@
 //! * what was acknowledged is there, once and in order;
 //! * each request that was not answered is done as a whole or not at all;
 //! * what anybody has read is there, what was closed is closed, what was gone is gone;
+//! * a stream that keeps only so much has just that, and what was cut stays cut;
 //! * producers' last requests are duplicates, forks read their bytes, and sources of forks that are gone are let go.
 //!
 //! A run that fails prints what happened in it and a label. What a run does follows from its label, but for the moments at
@@ -40,6 +41,7 @@ mod op;
 mod plans;
 mod run;
 mod store;
+mod window;
 mod workload;
 mod world;
 

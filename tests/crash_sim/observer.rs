@@ -56,7 +56,9 @@ impl Observer {
                     self.over.extend(lives.copied());
                 }
                 Err(ReadError::Unavailable(why)) => world.expect_unreadable(why),
-                Err(ReadError::InvalidOffset) => panic!("the start of {name} is a position"),
+                Err(ReadError::InvalidOffset | ReadError::OffsetGone { .. }) => {
+                    panic!("the start of {name} is a position")
+                }
             }
             tokio::task::yield_now().await;
         }

@@ -96,7 +96,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Create(create) => {
-                let Create { name, content_type, life, closed, body, fork } = create;
+                let Create { name, content_type, life, closed, body, fork, .. } = create;
                 write!(f, "create {name} {} {body:?}", content_type.as_deref().unwrap_or("-"))?;
                 if let Some(life) = life {
                     write!(f, " {life:?}")?;

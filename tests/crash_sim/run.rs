@@ -13,6 +13,7 @@ use crate::ledger::Ledger;
 use crate::observer::Observer;
 use crate::sim_disk::{Count, CutPoint, Dice, Fault, Moment, SimDisk, Style, Survives};
 use crate::store::{Setting, open};
+use crate::window::Window;
 use crate::workload::{TTL_MAX, Workload};
 use crate::world::{Down, PATIENCE, START_MS, Step, World};
 
@@ -91,6 +92,7 @@ pub(crate) struct Run {
     world: World,
     clients: Vec<Client>,
     ledger: Ledger,
+    window: Window,
     observer: Observer,
     /// Some stream has expired; if that was not written down, it is back for a while.
     has_expired: bool,
@@ -127,7 +129,18 @@ impl Run {
         let observer = Observer::new(clients.iter().flat_map(Client::lasting_names).collect(), fork());
         let ledger = Ledger::new(usize::from(plan.clients), &mut fork());
         let world = World::new(disk, clock);
-        Self { plan, dice, world, clients, ledger, observer, has_expired: false, report: Report::default() }
+        let window = Window::new(usize::from(plan.clients), &mut fork());
+        Self {
+            plan,
+            dice,
+            world,
+            clients,
+            ledger,
+            window,
+            observer,
+            has_expired: false,
+            report: Report::default(),
+        }
     }
 
     async fn all(&mut self) {
@@ -170,6 +183,7 @@ impl Run {
             self.open()?;
         }
         self.ledger.create(&self.world).await?;
+        self.window.create(&self.world).await?;
         for _ in 0..self.plan.phases {
             self.phase().await?;
             if self.dice.roll(3) == 0 {
@@ -191,7 +205,10 @@ impl Run {
         }
         while self.open().is_err() {}
         for _ in 0..self.plan.phases {
-            while self.ledger.create(&self.world).await.is_err() || self.phase().await.is_err() {
+            while self.ledger.create(&self.world).await.is_err()
+                || self.window.create(&self.world).await.is_err()
+                || self.phase().await.is_err()
+            {
                 self.heal().await;
             }
         }
@@ -228,14 +245,15 @@ impl Run {
 
     /// All clients and writers at once, with somebody who watches.
     async fn phase(&mut self) -> Step {
-        let Self { plan, world, clients, ledger, observer, .. } = self;
+        let Self { plan, world, clients, ledger, window, observer, .. } = self;
         let (world, bursts, stop) = (&*world, plan.bursts, Cell::new(false));
         let clients = join_all(clients.iter_mut().map(|client| client.work(world, bursts)));
         let writers = join_all(ledger.writers.iter_mut().map(|writer| writer.work(world, bursts / 2)));
+        let windowed = window.work(world, bursts);
         let work = async {
-            let (clients, writers) = join(clients, writers).await;
+            let ((clients, writers), windowed) = join(join(clients, writers), windowed).await;
             stop.set(true);
-            clients.into_iter().chain(writers).collect::<Step<Vec<()>>>()
+            clients.into_iter().chain(writers).chain([windowed]).collect::<Step<Vec<()>>>()
         };
         let (outcome, ()) = join(work, observer.watch(world, &stop)).await;
         outcome.map(drop)
@@ -313,7 +331,8 @@ impl Run {
             self.observer.check(&self.world, client);
             client.repeat_requests(&self.world).await?;
         }
-        self.ledger.check(&self.world).await
+        self.ledger.check(&self.world).await?;
+        self.window.check(&self.world).await
     }
 }
 

@@ -3,6 +3,8 @@
 //! A *burst* is sent all at once, so that it shares groups with what other clients send. Its parts on one stream are done in
 //! the order in which they were sent; parts on different streams do not depend on each other.
 
+use durable_streams_server::engine::api::{ForkAnchor, Retention};
+
 use crate::model::{Model, Stream, is_json};
 use crate::op::Op;
 use crate::request::{Append, Body, Create, Fork, Life};
@@ -89,7 +91,16 @@ impl Workload {
         let body = if self.chance(65) { self.body(content_type) } else { Body::Bytes(Vec::new()) };
         let life = self.may_expire(name).then(|| self.life(model)).flatten();
         let closed = self.chance(6);
-        Create { name, content_type: Some(content_type.to_owned()), life, closed, body, fork: None }
+        let retention = Retention::default();
+        Create {
+            name,
+            content_type: Some(content_type.to_owned()),
+            life,
+            retention,
+            closed,
+            body,
+            fork: None,
+        }
     }
 
     fn life(&mut self, model: &Model) -> Option<Life> {
@@ -136,8 +147,10 @@ impl Workload {
         let skip = if self.chance(30) { self.dice.roll(4) as u64 } else { 0 };
         let content_type = self.chance(50).then(|| stream.content_type.clone());
         let body = if self.chance(40) { self.body(&stream.content_type) } else { Body::Bytes(Vec::new()) };
-        let fork = Some(Fork { source, anchor, skip });
-        let create = Op::Create(Create { name, content_type, life: None, closed: false, body, fork });
+        let fork = Some(Fork { source, anchor: anchor.map_or(ForkAnchor::Tail, ForkAnchor::At), skip });
+        let retention = Retention::default();
+        let create =
+            Op::Create(Create { name, content_type, life: None, retention, closed: false, body, fork });
         // Without an anchor, or beyond it, the fork point depends on what comes before.
         if anchor.is_none() || skip > 0 {
             return vec![create];

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use durable_streams_server::config::Config;
-use durable_streams_server::engine::api::{CreateRequest, LookupError, LookupRefusal};
+use durable_streams_server::engine::api::{CreateRequest, LookupError, LookupRefusal, Retention};
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions};
 use durable_streams_server::protocol::lifetime::Lifetime;
@@ -221,6 +221,7 @@ fn a_reader_that_left_before_its_answer_does_not_keep_a_stream_alive() {
                     name: name.clone(),
                     content_type: None,
                     lifetime: Some(Lifetime::Ttl { seconds: 60 }),
+                    retention: Retention::default(),
                     closed: false,
                     body: Body::default(),
                     fork: None,

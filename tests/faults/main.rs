@@ -21,8 +21,8 @@ use bytes::Bytes;
 use disk::Disks;
 use durable_streams_server::config::Config;
 use durable_streams_server::engine::api::{
-    AppendError, AppendRequest, Appended, Body, CreateError, CreateRequest, Created, ForkRequest,
-    LookupError, LookupRefusal, Page, ProducerTag, ReadError, ReadRequest, Storage,
+    AppendError, AppendRequest, Appended, Body, CreateError, CreateRequest, Created, ForkAnchor, ForkRequest,
+    LookupError, LookupRefusal, Page, ProducerTag, ReadError, ReadRequest, Retention, Storage,
 };
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions, shard_of};
@@ -99,9 +99,14 @@ impl Machine {
             name: stream(name),
             content_type: None,
             lifetime: ttl.map(|seconds| Lifetime::Ttl { seconds }),
+            retention: Retention::default(),
             closed: false,
             body: Body::default(),
-            fork: source.map(|source| ForkRequest { source: stream(source), anchor: None, sub_offset: 0 }),
+            fork: source.map(|source| ForkRequest {
+                source: stream(source),
+                anchor: ForkAnchor::Tail,
+                sub_offset: 0,
+            }),
         };
         within(self.store.create(request)).await
     }

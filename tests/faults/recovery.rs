@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use durable_streams_server::engine::api::{
-    AppendError, Body, CreateRequest, LookupError, LookupRefusal, ReadError, Storage, Unavailable,
+    AppendError, Body, CreateRequest, LookupError, LookupRefusal, ReadError, Retention, Storage, Unavailable,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::json::parse_body;
@@ -155,6 +155,7 @@ async fn a_live_read_whose_start_is_looked_up_on_disk_waits_for_its_renewal_too(
         name: stream("s"),
         content_type: Some(ContentType::parse(b"application/json").unwrap()),
         lifetime: Some(Lifetime::Ttl { seconds: 100 }),
+        retention: Retention::default(),
         closed: false,
         body: Body { json: Some(parse_body(&messages, 8)), raw: messages },
         fork: None,

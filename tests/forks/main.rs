@@ -5,11 +5,13 @@
 //! * `creation`: where a fork begins, what it inherits, and which requests repeat its creation.
 //! * `deletion`: deleted sources, and what goes when the last fork goes.
 //! * `races`: forks against appends and deletions of their source, and against a server that is killed.
+//! * `retention`: forks of a source that is cut all the time.
 
 mod chains;
 mod creation;
 mod deletion;
 mod races;
+mod retention;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -7,6 +7,7 @@
 //! * `restart`: windows across stops and crashes, and what renewals cost.
 //! * `reclaim`: expired streams give back what they held, without being asked for.
 //! * `forks`: expiry of sources and forks.
+//! * `retention`: content that leaves at an age.
 
 mod forks;
 mod headers;
@@ -14,6 +15,7 @@ mod live_readers;
 mod reclaim;
 mod renewal;
 mod restart;
+mod retention;
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +28,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::{Storage, Subscription};
 use durable_streams_server::engine::clock::Clock;
-use durable_streams_server::engine::{AcidStorage, EngineOptions, InMemoryStorage};
+use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage, InMemoryStorage};
 use durable_streams_server::http::build_router;
 use durable_streams_server::protocol::name::StreamName;
 use durable_streams_server::protocol::offset::RequestedOffset;
@@ -73,6 +75,10 @@ impl Server {
         let (storage, acid): (Arc<dyn Storage>, _) = match config.storage.mode {
             StorageMode::Memory => {
                 let storage = InMemoryStorage::with_options(&config, &options).expect("there are threads");
+                (Arc::new(storage), None)
+            }
+            StorageMode::FileDurable => {
+                let storage = FileStorage::open_with(&config, &options).expect("the directory can be opened");
                 (Arc::new(storage), None)
             }
             _ => {

@@ -10,7 +10,8 @@ use std::thread;
 use bytes::Bytes;
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::{
-    AppendError, AppendRefusal, AppendRequest, Body, CreateRequest, LiveEvent, ReadRequest, Storage,
+    AppendError, AppendRefusal, AppendRequest, Body, CreateRequest, LiveEvent, ReadRequest, Retention,
+    Storage,
 };
 use durable_streams_server::engine::{AcidStorage, InMemoryStorage};
 use durable_streams_server::protocol::content_type::ContentType;
@@ -218,6 +219,7 @@ fn creation(body: &'static str) -> CreateRequest {
         name: name(),
         content_type: None,
         lifetime: None,
+        retention: Retention::default(),
         closed: false,
         body: Body { raw: Bytes::from_static(body.as_bytes()), json: None },
         fork: None,

@@ -6,6 +6,7 @@
 //! * `sse_text`: text, where payloads and code points are cut.
 //! * `sse_ends`: heartbeats, cursors, and how responses end.
 //! * `races`: readers against writers, closers and deleters; exactly-once delivery is counted.
+//! * `retention`: readers of a stream that is cut under them.
 //! * `wakes`: what happens just before a reader waits.
 //! * `incarnations`: one name, deleted and created again under its readers and writers.
 
@@ -15,6 +16,7 @@ mod support;
 mod incarnations;
 mod long_poll;
 mod races;
+mod retention;
 mod sse;
 mod sse_ends;
 mod sse_text;

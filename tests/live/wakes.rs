@@ -8,7 +8,7 @@ use bytes::Bytes;
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::InMemoryStorage;
 use durable_streams_server::engine::api::{
-    AppendRequest, Body, CreateRequest, LiveEvent, Storage, Subscription,
+    AppendRequest, Body, CreateRequest, LiveEvent, Retention, Storage, Subscription,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::name::StreamName;
@@ -41,6 +41,7 @@ fn creation(round: u64) -> CreateRequest {
         name: stream(round),
         content_type: None,
         lifetime: None,
+        retention: Retention::default(),
         closed: false,
         body: Body::default(),
         fork: None,

@@ -1,8 +1,13 @@
 //! What streams are, written down once more and as simply as possible: a map from names to bytes. A fork is a copy.
 //!
+//! How far the store cuts a stream within the bounds of its retention is the store's choice; the model learns of it, and says
+//! whether it may be so.
+//!
 //! Nothing here knows of shards, groups, journals or RAM. Refusals are texts that begin with the protocol's code.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use durable_streams_server::engine::api::{ForkAnchor, Retention};
 
 use crate::request::{Append, Create, Life};
 
@@ -47,6 +52,11 @@ pub(crate) struct Stream {
     /// Where messages of a JSON stream begin, and the tail.
     pub(crate) boundaries: BTreeSet<u64>,
     own_from: usize,
+    pub(crate) retention: Retention,
+    /// First position that is kept, as the store was last found to have it.
+    pub(crate) earliest: u64,
+    /// Where appends begin, and when they came; what is inherited counts as one.
+    appends: Vec<(u64, i64)>,
     /// `Some` = closed, by which request if it had a producer.
     pub(crate) closed: Option<Option<Tag>>,
     seq: Option<Vec<u8>>,
@@ -65,6 +75,8 @@ struct Fork {
     source: u8,
     parent: u64,
     anchor: u64,
+    /// Where the source began.
+    earliest: u64,
     skip: u64,
     inherited_life: bool,
 }
@@ -106,11 +118,52 @@ impl Stream {
         at <= self.tail() && (!self.is_json() || self.boundaries.contains(&at))
     }
 
-    fn push(&mut self, messages: &[Vec<u8>]) {
+    fn push(&mut self, messages: &[Vec<u8>], now_ms: i64) {
+        if !messages.is_empty() {
+            self.appends.push((self.tail(), now_ms));
+        }
         for message in messages {
             self.content.extend_from_slice(message);
             self.boundaries.insert(self.tail());
         }
+    }
+
+    /// The stream was found to begin here: nowhere else than where an append does, nothing that is to be kept is gone, and
+    /// not much more than that is there.
+    #[track_caller]
+    fn learn(&mut self, earliest: u64, now_ms: i64) {
+        let tail = self.tail();
+        let begins = |(start, _): &(u64, i64)| *start == earliest;
+        assert!(earliest >= self.earliest, "from {} it came back to {earliest}", self.earliest);
+        assert!(
+            earliest == self.earliest || earliest == tail || self.appends.iter().any(begins),
+            "it was cut at {earliest}, within an append"
+        );
+        let age_ms = self.retention.max_age_secs.map(|secs| i64::try_from(secs * 1000).expect("it is short"));
+        let ends = self.appends.iter().skip(1).map(|(start, _)| *start).chain([tail]);
+        let aged = self
+            .appends
+            .iter()
+            .zip(ends)
+            .filter(|((_, at_ms), _)| age_ms.is_some_and(|age_ms| at_ms + age_ms <= now_ms));
+        let by_age = aged.map(|(_, end)| end).last().unwrap_or(0);
+        let spare = |start: &u64| self.retention.max_bytes.is_some_and(|max| start + max <= tail);
+        let by_bytes = self.appends.iter().map(|(start, _)| *start).rfind(spare).unwrap_or(0);
+        assert!(
+            earliest <= self.earliest.max(by_age).max(by_bytes),
+            "{earliest} to {tail} is there, and more is to be kept"
+        );
+        if let Some(max) = self.retention.max_bytes {
+            let starts = self.appends.iter().map(|(start, _)| *start).chain([tail]).collect::<Vec<_>>();
+            let largest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+            assert!(tail - earliest < max + (max / 32).max(1) + largest, "{earliest} to {tail} is too much");
+        }
+        if let Some(age_ms) = age_ms
+            && let Some((_, at_ms)) = self.appends.iter().find(|(start, _)| *start >= earliest)
+        {
+            assert!(now_ms - at_ms <= age_ms + age_ms / 32, "{} ms is too old", now_ms - at_ms);
+        }
+        self.earliest = earliest;
     }
 
     /// Earliest and latest end.
@@ -145,6 +198,18 @@ impl Model {
             Some(stream) if stream.deleted => Err("GONE".into()),
             Some(stream) => Ok(stream),
         }
+    }
+
+    /// See [`Stream::learn`].
+    #[track_caller]
+    pub(crate) fn learn(&mut self, name: u8, earliest: u64) {
+        let now_ms = self.now_ms;
+        self.streams.get_mut(&name).expect("it was just found").learn(earliest, now_ms);
+    }
+
+    /// Whether streams are as large as they like: otherwise it is not foreseen here how much of them is stored.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.limits.stream_bytes.is_none()
     }
 
     /// A read was answered, or a live reader left.
@@ -244,7 +309,7 @@ impl Model {
         if self.limits.stream_bytes.is_some_and(|limit| added > limit) {
             return Err("PAYLOAD_TOO_LARGE".into());
         }
-        stream.push(&messages);
+        stream.push(&messages, self.now_ms);
         let answer = created(&stream, false);
         if let Some(Fork { parent, .. }) = stream.fork {
             let parent = self.streams.values_mut().find(|other| other.uid == parent);
@@ -264,6 +329,9 @@ impl Model {
             content: Vec::new(),
             boundaries: BTreeSet::from([0]),
             own_from: 0,
+            retention: request.retention,
+            earliest: 0,
+            appends: Vec::new(),
             closed: request.closed.then_some(None),
             seq: None,
             producers: BTreeMap::new(),
@@ -285,7 +353,14 @@ impl Model {
             Some(_) => {}
             None => stream.content_type = source.content_type.clone(),
         }
-        let anchor = asked.anchor.unwrap_or_else(|| source.tail());
+        let anchor = match asked.anchor {
+            ForkAnchor::Tail => source.tail(),
+            ForkAnchor::Start => source.earliest,
+            ForkAnchor::At(position) => position,
+        };
+        if anchor < source.earliest {
+            return Err("OFFSET_GONE".into());
+        }
         if !source.is_position(anchor) {
             return Err("INVALID_OFFSET".into());
         }
@@ -298,11 +373,16 @@ impl Model {
         stream.content = source.content[..point as usize].to_vec();
         stream.boundaries = source.boundaries.range(..=point).copied().collect();
         stream.own_from = point as usize;
+        stream.earliest = source.earliest;
+        if source.earliest < point {
+            stream.appends.push((source.earliest, self.now_ms));
+        }
         stream.life = request.life.clone().or_else(|| source.life.clone());
         stream.fork = Some(Fork {
             source: asked.source,
             parent: source.uid,
             anchor,
+            earliest: source.earliest,
             skip: asked.skip,
             inherited_life: request.life.is_none(),
         });
@@ -358,7 +438,7 @@ impl Model {
         {
             return Err("PRODUCER_LIMIT".into());
         }
-        stream.push(&messages);
+        stream.push(&messages, now_ms);
         stream.renew(now_ms);
         if let Some((id, epoch, seq)) = request.producer {
             stream.producers.insert(id, (epoch, seq));
@@ -403,9 +483,12 @@ fn matches(stream: &Stream, request: &Create) -> bool {
     let fork = match (&stream.fork, &request.fork) {
         (None, None) => None,
         (Some(fork), Some(asked)) => {
-            let same_point =
-                asked.anchor.is_none_or(|anchor| anchor == fork.anchor) && asked.skip == fork.skip;
-            if asked.source != fork.source || !same_point {
+            let same_anchor = match asked.anchor {
+                ForkAnchor::Tail => true,
+                ForkAnchor::Start => fork.anchor == fork.earliest,
+                ForkAnchor::At(position) => fork.anchor == position,
+            };
+            if asked.source != fork.source || !same_anchor || asked.skip != fork.skip {
                 return false;
             }
             Some(fork)
@@ -422,7 +505,10 @@ fn matches(stream: &Stream, request: &Create) -> bool {
         (None, Some(fork)) if fork.inherited_life => true,
         (asked, _) => *asked == stream.life,
     };
-    same_type && same_life && request.closed == stream.closed.is_some()
+    same_type
+        && same_life
+        && request.retention == stream.retention
+        && request.closed == stream.closed.is_some()
 }
 
 fn created(stream: &Stream, existed: bool) -> Created {

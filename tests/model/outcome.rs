@@ -32,6 +32,7 @@ impl From<CreateError> for Trouble {
             CreateRefusal::SourceDeleted => "FORK_FROM_TOMBSTONE".into(),
             CreateRefusal::ContentTypeMismatch { .. } => "CONTENT_TYPE_MISMATCH".into(),
             CreateRefusal::InvalidForkPoint => "INVALID_OFFSET".into(),
+            CreateRefusal::AnchorGone { .. } => "OFFSET_GONE".into(),
             CreateRefusal::InvalidJson(_) => "INVALID_JSON".into(),
             CreateRefusal::StreamTooLarge { .. } => "PAYLOAD_TOO_LARGE".into(),
             other => format!("unknown: {other}"),
@@ -88,6 +89,7 @@ impl From<ReadError> for Trouble {
         match error {
             ReadError::Refused(refusal) => lookup(refusal),
             ReadError::InvalidOffset => Self::Refused("INVALID_OFFSET".into()),
+            ReadError::OffsetGone { .. } => Self::Refused("OFFSET_GONE".into()),
             ReadError::Unavailable(why) => Self::Unavailable(why),
         }
     }

@@ -5,6 +5,8 @@ use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
 
+use durable_streams_server::engine::api::{ForkAnchor, Retention};
+
 use crate::model::{Model, Stream, Tag, is_json};
 use crate::request::{Append, Body, Create, Fork, Life};
 
@@ -73,6 +75,7 @@ pub(crate) struct CreatePlan {
     name: u8,
     content_type: Option<usize>,
     life: Option<LifePlan>,
+    retention: Retention,
     closed: bool,
     body: Option<BodyPlan>,
     fork: Option<(u8, Option<At>, u64)>,
@@ -226,7 +229,8 @@ impl ProducerPlan {
 
 /// What the streams of the crowd are made by.
 pub(crate) fn plain_creation(name: u8) -> Create {
-    Create { name, content_type: None, life: None, closed: false, body: Body::Bytes(Vec::new()), fork: None }
+    let (retention, body) = (Retention::default(), Body::Bytes(Vec::new()));
+    Create { name, content_type: None, life: None, retention, closed: false, body, fork: None }
 }
 
 /// What is written to them.
@@ -255,13 +259,15 @@ impl CreatePlan {
         });
         let fork = self.fork.as_ref().map(|(source, anchor, skip)| {
             let anchor = anchor.map(|at| match at.resolve(model.get(*source)) {
-                Position::Byte(position) => position,
-                Position::Start | Position::Now => 0,
+                Position::Byte(position) => ForkAnchor::At(position),
+                Position::Start | Position::Now => ForkAnchor::Start,
             });
+            let anchor = anchor.unwrap_or_default();
             Fork { source: *source, anchor, skip: *skip }
         });
         let body = body.unwrap_or(Body::Bytes(Vec::new()));
-        Create { name: self.name, content_type, life, closed: self.closed, body, fork }
+        let retention = if model.is_roomy() { self.retention } else { Retention::default() };
+        Create { name: self.name, content_type, life, retention, closed: self.closed, body, fork }
     }
 }
 
@@ -314,14 +320,25 @@ fn lives() -> impl Strategy<Value = LifePlan> {
     ]
 }
 
+fn retentions() -> impl Strategy<Value = Retention> {
+    let limits = (
+        weighted(0.5, prop::sample::select(vec![1, 10, 40])),
+        weighted(0.7, prop::sample::select(vec![1, 40, 700, 5_000])),
+    );
+    limits.prop_map(|(max_age_secs, max_bytes)| Retention { max_age_secs, max_bytes })
+}
+
 fn create() -> impl Strategy<Value = CreatePlan> {
     let fork = (names(), of(positions()), prop_oneof![3 => Just(0), 1 => 1..4_u64, 1 => Just(90)]);
-    (names(), of(0..TYPES.len()), weighted(0.3, lives()), weighted(0.1, Just(())), of(body()), of(fork))
-        .prop_map(|(name, content_type, life, closed, body, fork)| {
+    let ends = (weighted(0.3, lives()), weighted(0.5, retentions()));
+    (names(), of(0..TYPES.len()), ends, weighted(0.1, Just(())), of(body()), of(fork)).prop_map(
+        |(name, content_type, (life, retention), closed, body, fork)| {
             // A fork that names a type is most often refused.
             let content_type = content_type.filter(|index| fork.is_none() || index % 3 == 0);
-            CreatePlan { name, content_type, life, closed: closed.is_some(), body, fork }
-        })
+            let retention = retention.unwrap_or_default();
+            CreatePlan { name, content_type, life, retention, closed: closed.is_some(), body, fork }
+        },
+    )
 }
 
 fn append() -> impl Strategy<Value = AppendPlan> {

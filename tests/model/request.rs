@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use durable_streams_server::engine::api::{
-    AppendRequest, Body as StoreBody, CreateRequest, ForkRequest, ProducerTag,
+    AppendRequest, Body as StoreBody, CreateRequest, ForkAnchor, ForkRequest, ProducerTag, Retention,
 };
 use durable_streams_server::protocol::content_type::ContentType;
 use durable_streams_server::protocol::json;
@@ -21,6 +21,7 @@ pub(crate) struct Create {
     pub(crate) name: u8,
     pub(crate) content_type: Option<String>,
     pub(crate) life: Option<Life>,
+    pub(crate) retention: Retention,
     pub(crate) closed: bool,
     pub(crate) body: Body,
     pub(crate) fork: Option<Fork>,
@@ -29,7 +30,7 @@ pub(crate) struct Create {
 #[derive(Clone, Debug)]
 pub(crate) struct Fork {
     pub(crate) source: u8,
-    pub(crate) anchor: Option<u64>,
+    pub(crate) anchor: ForkAnchor,
     pub(crate) skip: u64,
 }
 
@@ -148,6 +149,7 @@ impl Create {
             name: stream_name(self.name),
             content_type: self.content_type.as_deref().map(content_type),
             lifetime: self.life.as_ref().map(Life::for_store),
+            retention: self.retention,
             closed: self.closed,
             body: self.body.for_store(parse),
             fork: self.fork.as_ref().map(|fork| ForkRequest {

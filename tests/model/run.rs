@@ -113,6 +113,7 @@ impl Run {
                 self.note(format!("{ms} ms pass"));
                 self.clock.advance(Duration::from_millis(ms.unsigned_abs()));
                 self.wait_until_settled();
+                self.wait_until_cut();
             }
             Command::Restart => {
                 self.note(command);
@@ -200,8 +201,9 @@ impl Run {
     fn start_of(&self, name: u8, position: Position) -> Answer<u64> {
         let stream = self.model.readable(name)?;
         match position {
-            Position::Start => Ok(0),
+            Position::Start => Ok(stream.earliest),
             Position::Now => Ok(stream.tail()),
+            Position::Byte(at) if at < stream.earliest => Err("OFFSET_GONE".into()),
             Position::Byte(at) if stream.is_position(at) => Ok(at),
             Position::Byte(_) => Err("INVALID_OFFSET".into()),
         }
@@ -264,6 +266,7 @@ impl Run {
         let stream = self.model.get(name).expect("it is there");
         assert_eq!(info.content_type.as_str(), stream.content_type);
         assert_eq!(info.tail, stream.tail(), "tail of {name}");
+        assert_eq!(info.retention, stream.retention);
         assert_eq!(info.closed, stream.closed.is_some(), "closure of {name}");
         let remaining_ms = stream.life.as_ref().map(|life| match life {
             Life::Ttl(seconds) => seconds * 1000,
@@ -275,6 +278,7 @@ impl Run {
         let others =
             self.incarnations.iter().filter(|(uid, id)| **uid != stream.uid && **id == known).count();
         assert_eq!(others, 0, "incarnations are never used again");
+        self.model.learn(name, info.earliest);
     }
 
     /// Waits for what ends by itself: expired streams, and deleted ones whose last fork ended.
@@ -294,10 +298,30 @@ impl Run {
         }
     }
 
+    /// Content that has become too old leaves with the next round of its shard, and is gone when that is durable.
+    fn wait_until_cut(&mut self) {
+        if self.model.streams.values().all(|stream| stream.retention.max_age_secs.is_none()) {
+            return;
+        }
+        self.wait_until_writable();
+        for probe in self.probes() {
+            // Readers are told at the end of a round.
+            let name = stream_name(probe);
+            let tail = certain(self.wait_for(self.store.subscribe(name, RequestedOffset::Now)));
+            certain(self.wait_for(self.store.append(plain_append(probe).for_store()))).expect("it is there");
+            let event = self.wait_for(tail.expect("it is there").next(1 << 20));
+            assert!(matches!(certain(event), Ok(LiveEvent::Data(_))), "somebody else ended it");
+        }
+        for name in 0..NAMES {
+            self.check_head(name);
+        }
+    }
+
     fn reopen(&mut self) {
         self.store = open(&self.setting, &self.below, &self.clock);
         self.model.reopened();
         self.wait_until_settled();
+        self.wait_until_cut();
         self.check_everything();
     }
 
@@ -342,6 +366,7 @@ impl Run {
             self.model.blur(&after);
         }
         self.wait_until_settled();
+        self.wait_until_cut();
         self.check_everything();
     }
 
@@ -426,7 +451,7 @@ impl Run {
             self.check_head(name);
             let Ok(stream) = self.model.readable(name).cloned() else { continue };
             let max_bytes = 100.max(stream.content.len() / 8);
-            let mut at = 0;
+            let mut at = self.model.get(name).expect("it is readable").earliest;
             loop {
                 let page = self.page(name, Position::Byte(at), max_bytes).expect("it can be read");
                 check_page(&stream, at, max_bytes, &page);

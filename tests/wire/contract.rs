@@ -7,8 +7,8 @@ use crate::support::http::Response;
 
 /// Headers that scripts of other origins may read (§20), as sent.
 pub(crate) const EXPOSED: &str = "Stream-Next-Offset, Stream-Cursor, Stream-Up-To-Date, Stream-Closed, Stream-TTL, \
-     Stream-Expires-At, Stream-SSE-Data-Encoding, Stream-Earliest-Offset, Producer-Epoch, Producer-Seq, \
-     Producer-Expected-Seq, Producer-Received-Seq, ETag, Location, Retry-After, WWW-Authenticate";
+     Stream-Expires-At, Stream-SSE-Data-Encoding, Stream-Earliest-Offset, Stream-Retention-Max-Age, \
+     Stream-Retention-Max-Bytes, Producer-Epoch, Producer-Seq, Producer-Expected-Seq, Producer-Received-Seq, ETag, Location, Retry-After, WWW-Authenticate";
 
 /// `code`, status, last part of `type`, `title`: the table of §21 as far as this server can be brought to answer it.
 const PROBLEMS: &[(&str, u16, &str, &str)] = &[
@@ -30,6 +30,7 @@ const PROBLEMS: &[(&str, u16, &str, &str)] = &[
     ("PATH_BLOCKED", 409, "path-blocked", "Name is held by a deleted stream with forks"),
     ("FORK_FROM_TOMBSTONE", 409, "fork-from-tombstone", "Fork source is deleted"),
     ("GONE", 410, "gone", "Stream is deleted"),
+    ("OFFSET_GONE", 410, "offset-gone", "Offset is no longer kept"),
     ("PAYLOAD_TOO_LARGE", 413, "payload-too-large", "Body or stream too large"),
     ("UNSUPPORTED_ENCODING", 415, "unsupported-encoding", "Content coding not supported"),
     ("UNAVAILABLE", 503, "unavailable", "Temporarily unavailable"),

@@ -20,5 +20,6 @@ mod origins;
 mod pages;
 mod problems;
 mod producers;
+mod retention;
 mod telemetry;
 mod uploads;

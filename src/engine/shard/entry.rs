@@ -3,6 +3,7 @@
 use crate::engine::api::StreamInfo;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
+use crate::protocol::retention::Retention;
 use crate::storage::tail::RecentTail;
 use crate::stream::event::{Creation, Payload};
 use crate::stream::expiry::renewal_lag_ms;
@@ -39,6 +40,10 @@ pub(super) struct Durable {
     pub(super) soft_deleted: bool,
     pub(super) closed: bool,
     pub(super) tail: u64,
+    /// See [`StreamState::earliest`].
+    pub(super) earliest: u64,
+    /// See [`StreamState::released`].
+    pub(super) released: u64,
     /// Start of a sliding window as storage knows it. Milliseconds since 1970.
     pub(super) renewal_ms: i64,
 }
@@ -85,6 +90,16 @@ impl Entry {
         self.recent.push(payload);
     }
 
+    /// Where content begins that no checkpoint has, begun or done: nobody needs what was released before it was settled.
+    pub(super) fn first_unsettled(&self) -> u64 {
+        self.settled.max(self.state.released())
+    }
+
+    /// How much that is.
+    pub(super) fn unsettled_bytes(&self) -> u64 {
+        self.state.tail - self.first_unsettled()
+    }
+
     /// Everything staged is durable.
     pub(super) fn all_durable(&mut self) {
         self.durable = self.staged();
@@ -97,6 +112,8 @@ impl Entry {
             soft_deleted: self.state.soft_deleted,
             closed: self.state.closure.is_closed(),
             tail: self.state.tail,
+            earliest: self.state.earliest(),
+            released: self.state.released(),
             renewal_ms: self.stored_renewal_ms,
         }
     }
@@ -120,6 +137,8 @@ impl Entry {
             content_type: self.state.content_type.clone(),
             lifetime: self.state.lifetime.clone(),
             remaining_ms,
+            retention: self.state.retained.as_ref().map_or_else(Retention::default, |r| r.settings().limits),
+            earliest: self.durable.earliest,
             tail: self.durable.tail,
             closed: self.durable.closed,
         }

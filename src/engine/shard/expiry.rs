@@ -9,7 +9,7 @@ use crate::engine::shard::{Phase, Shard, Subscribers};
 use crate::stream::event::Event;
 
 /// Streams ended in one round at most, so that a wave of expiries does not hold up requests.
-const ENDS_PER_ROUND: usize = 256;
+pub(super) const ENDS_PER_ROUND: usize = 256;
 /// Entries of the wheel beyond two for each stream that are let be.
 const STALE_MAX: usize = 1024;
 
@@ -47,20 +47,40 @@ impl Wheel {
     }
 }
 
-/// Sliding windows that live readers hold open, and when storage is told of that again: what it knows of a window may lag
-/// behind by [`Entry::renewal_lag_ms`] and no more, or a crash would cut the window short. A reader may leave at any
-/// instant, and nobody waits for the renewal that this is. So storage is told at half of that, which leaves the other half
-/// for it to become durable.
+/// A wheel that has each stream once at most, however often it is entered: whoever is taken out is entered anew if
+/// need be.
 #[derive(Debug, Default)]
-pub(super) struct HeldOpen {
+pub(super) struct Reminders {
     due: Wheel,
-    /// Who is in there, so that readers who come and go add nothing.
+    /// Who is in there.
     ids: HashSet<u64, ahash::RandomState>,
 }
 
-impl HeldOpen {
+impl Reminders {
+    /// Has the stream come up at that time, unless it is in there already.
+    pub(super) fn enter(&mut self, id: u64, due_ms: i64) {
+        if self.ids.insert(id) {
+            self.due.push(due_ms, id);
+        }
+    }
+
+    pub(super) fn pop_due(&mut self, now_ms: i64) -> Option<u64> {
+        let id = self.due.pop_due(now_ms)?;
+        self.ids.remove(&id);
+        Some(id)
+    }
+
     pub(super) fn next_ms(&self) -> Option<i64> {
         self.due.next_ms()
+    }
+
+    /// As [`Wheel::tidy`].
+    pub(super) fn tidy<V, S: BuildHasher>(&mut self, streams: &HashMap<u64, V, S>) {
+        let before = self.due.0.len();
+        self.due.tidy(streams);
+        if self.due.0.len() < before {
+            self.ids.retain(|id| streams.contains_key(id));
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -112,25 +132,26 @@ impl Shard {
                 (None, None) => {}
             }
         }
+        self.trim_aged(now_ms);
         self.renew_held_open(now_ms);
         self.complete_if_in_memory();
     }
 
-    /// A live reader came to a stream.
+    /// A live reader came to a stream. Storage's idea of its sliding window may lag behind by [`Entry::renewal_lag_ms`] and
+    /// no more, or a crash would cut the window short. The reader may leave at any instant, and nobody waits for the renewal
+    /// that this is. So storage is told at half of that, which leaves the other half for it to become durable.
     pub(super) fn hold_open(&mut self, id: u64) {
         // Without storage below there is nobody to be told.
         if self.committer.is_some()
             && let Some(due_ms) = self.stored_renewal_due_ms(id)
-            && self.held_open.ids.insert(id)
         {
-            self.held_open.due.push(due_ms, id);
+            self.held_open.enter(id, due_ms);
         }
     }
 
     fn renew_held_open(&mut self, now_ms: i64) {
         for _ in 0..ENDS_PER_ROUND {
-            let Some(id) = self.held_open.due.pop_due(now_ms) else { break };
-            self.held_open.ids.remove(&id);
+            let Some(id) = self.held_open.pop_due(now_ms) else { break };
             if self.subscribers.get(&id).is_some_and(Subscribers::is_read) {
                 // Readers are told nothing by this, so a failure is the next opening's concern.
                 let _ = self.renew_beyond(id, early_lag_ms);

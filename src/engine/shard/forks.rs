@@ -27,6 +27,9 @@ impl Shard {
                     Err(CreateError::Refused(CreateRefusal::SourceDeleted))
                 } else if !entry.durable.exists {
                     Err(CreateError::Refused(CreateRefusal::SourceNotFound))
+                } else if state.earliest() > entry.durable.tail {
+                    // All that readers see is going: soon they see what is behind it.
+                    return self.retry_after(last_group, Request::Source(name, reply));
                 } else {
                     let tail = entry.durable.tail;
                     let fork = ResolvedFork {
@@ -34,6 +37,8 @@ impl Shard {
                         content_type: state.content_type.clone(),
                         lifetime: state.lifetime.clone(),
                         lineage: state.fork.as_ref().map_or_else(Vec::new, |fork| fork.lineage.clone()),
+                        // Staged already, perhaps: what is going is not offered any more.
+                        earliest: state.earliest(),
                         anchor: tail,
                         point: tail,
                     };
@@ -52,8 +57,8 @@ impl Shard {
     /// Mail from another shard, or from this one.
     pub(crate) fn handle_fork_mail(&mut self, mail: ForkMail) {
         match mail {
-            ForkMail::Pin { source, child, point } => self.pin(source, child, point),
-            ForkMail::Pinned { child } => self.pinned(child),
+            ForkMail::Pin { source, child, anchor, point } => self.pin(source, child, anchor, point),
+            ForkMail::Pinned { child, earliest } => self.pinned(child, earliest),
             ForkMail::NotPinned { child, why } => self.not_pinned(child, why),
             ForkMail::Unpin { source, child } => self.unpin(source, child),
             ForkMail::Check { source, child } => self.check_pin(source, child),
@@ -61,7 +66,7 @@ impl Shard {
         self.complete_if_in_memory();
     }
 
-    fn pin(&mut self, source: StreamRef, child: StreamRef, point: u64) {
+    fn pin(&mut self, source: StreamRef, child: StreamRef, anchor: u64, point: u64) {
         let why = match self.phase {
             Phase::Recovering | Phase::Failed => Some(NotPinned::Unavailable(Unavailable::Recovering)),
             Phase::Stopping(_) | Phase::Stopped => Some(NotPinned::Unavailable(Unavailable::ShuttingDown)),
@@ -69,7 +74,8 @@ impl Shard {
                 let now_ms = self.shared.clock.now_ms();
                 self.end_if_expired(source.id, now_ms);
                 let offered = self.entry(source.id).is_some_and(|entry| {
-                    !entry.ending && !entry.state.soft_deleted && point <= entry.durable.tail
+                    let is_kept = entry.state.earliest() <= anchor && point <= entry.durable.tail;
+                    !entry.ending && !entry.state.soft_deleted && is_kept
                 });
                 (!offered).then_some(NotPinned::SourceChanged)
             }
@@ -80,12 +86,16 @@ impl Shard {
         }
     }
 
-    fn pinned(&mut self, child: u64) {
+    fn pinned(&mut self, child: u64, earliest: u64) {
         let Some(pending) = self.take_pending(child) else {
             // Refused meanwhile, by a failure or a stop here: it is one of the doubtful ones.
             return self.settle_doubts();
         };
-        let PendingFork { id, creation, reply, parked } = pending;
+        let PendingFork { id, mut creation, reply, parked } = pending;
+        if let Some(fork) = &mut creation.fork {
+            // The source may have been cut since it was asked, up to the anchor at most.
+            fork.earliest = earliest;
+        }
         self.stage_new_stream(id, creation, reply);
         for request in parked {
             self.handle(request);

@@ -54,8 +54,8 @@ enum Effect {
     Visible { id: u64, durable: Durable },
     /// The stream is no more.
     Removed { id: u64 },
-    /// A child's pin holds.
-    Pinned { child: StreamRef },
+    /// A child's pin holds. `earliest` is the first position that the source's readers see from then on.
+    Pinned { child: StreamRef, earliest: u64 },
 }
 
 /// What waits for the group.
@@ -105,7 +105,7 @@ impl Shard {
         entry.last_group = group.seq;
         let effect = match event {
             Event::Removed => Effect::Removed { id },
-            Event::Pinned { child } => Effect::Pinned { child: *child },
+            Event::Pinned { child } => Effect::Pinned { child: *child, earliest: entry.state.earliest() },
             _ => Effect::Visible { id, durable: entry.staged() },
         };
         group.outcome.effects.push(effect);
@@ -266,8 +266,8 @@ impl Shard {
             match effect {
                 Effect::Visible { id, durable } => self.make_visible(id, durable),
                 Effect::Removed { id } => self.removed(id),
-                Effect::Pinned { child } => {
-                    self.mail_shard(child.shard.into(), ForkMail::Pinned { child: child.id });
+                Effect::Pinned { child, earliest } => {
+                    self.mail_shard(child.shard.into(), ForkMail::Pinned { child: child.id, earliest });
                 }
             }
         }
@@ -281,7 +281,11 @@ impl Shard {
 
     fn make_visible(&mut self, id: u64, durable: Durable) {
         let Some(entry) = self.streams.get_mut(&id) else { return };
-        entry.durable = durable;
+        let before = std::mem::replace(&mut entry.durable, durable);
+        if before.exists && before.released < durable.released {
+            self.shared.quotas.release_bytes(durable.released - before.released);
+            self.release(id);
+        }
         if self.subscribers.contains_key(&id) {
             self.changed.insert(id);
         }
@@ -298,7 +302,7 @@ impl Shard {
         }
         self.end_readers(id, Ended::Removed);
         self.shared.quotas.release_streams(1);
-        self.shared.quotas.release_bytes(entry.state.tail - entry.state.base());
+        self.shared.quotas.release_bytes(entry.state.tail - entry.state.released());
         self.settling.recent_bytes -= entry.recent.len();
         if let Some(fork) = &entry.state.fork {
             let unpin = ForkMail::Unpin { source: fork.source_ref, child: self.stream_ref(id) };
@@ -387,7 +391,7 @@ impl Shard {
     /// the two a source has to hear of shows when the storage is open again.
     fn lose(&mut self, effect: &Effect) {
         match effect {
-            Effect::Pinned { child } => {
+            Effect::Pinned { child, .. } => {
                 let why = NotPinned::Unavailable(Unavailable::CommitFailed);
                 self.mail_shard(child.shard.into(), ForkMail::NotPinned { child: child.id, why });
             }

@@ -6,6 +6,7 @@ use crate::engine::request::{
     Attachment, HeadAnswer, Origin, Place, PlanAnswer, PlanRequest, ReadPlan, Region, Reply, SpanAnswer,
     SpanRequest, SubscribeAnswer, Subscribed, Target,
 };
+use crate::engine::shard::entry::Durable;
 use crate::engine::shard::{Audience, Shard, Subscribers};
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
@@ -49,7 +50,7 @@ impl Shard {
     pub(super) fn span(&mut self, request: SpanRequest, reply: Reply<SpanAnswer>) {
         let SpanRequest { stream, from, to, bytes_max, check_start } = request;
         let answer = match self.entry(stream) {
-            Some(entry) if entry.state.base() <= from && to <= entry.durable.tail => {
+            Some(entry) if entry.durable.released <= from && to <= entry.durable.tail => {
                 self.own_regions(stream, from, to, bytes_max, check_start)
             }
             _ => Err(LookupRefusal::NotFound.into()),
@@ -174,10 +175,12 @@ impl Shard {
     }
 
     fn resolve(&self, id: u64, from: RequestedOffset) -> Result<u64, ReadError> {
-        let tail = self.entry(id).expect("only streams that exist are read").durable.tail;
+        let Durable { earliest, tail, .. } =
+            self.entry(id).expect("only streams that exist are read").durable;
         match from {
-            RequestedOffset::Start => Ok(0),
+            RequestedOffset::Start => Ok(earliest),
             RequestedOffset::Now => Ok(tail),
+            RequestedOffset::At(position) if position < earliest => Err(ReadError::OffsetGone { earliest }),
             RequestedOffset::At(position) if position <= tail => Ok(position),
             RequestedOffset::At(_) => Err(ReadError::InvalidOffset),
         }

@@ -6,6 +6,7 @@
 //! * [`forks`]: pins, between the shards of a fork and its source.
 //! * [`lookup`]: head, read plans, subscriptions; renewal of lifetimes.
 //! * [`expiry`]: ends streams whose time has come.
+//! * [`retention`]: takes the beginning of streams that keep only so much.
 //! * [`settle`]: checkpoints, so that the journal and the recent bytes stay bounded.
 //! * [`restore`]: from what storage holds to a shard at work.
 //!
@@ -19,6 +20,7 @@ mod group;
 mod lookup;
 mod mutate;
 mod restore;
+mod retention;
 mod settle;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -37,7 +39,7 @@ use crate::stream::append::StreamLimits;
 use crate::stream::fork::StreamRef;
 
 use entry::Entry;
-use expiry::{HeldOpen, Wheel};
+use expiry::{Reminders, Wheel};
 use group::{OpenGroup, SubmittedGroup};
 use settle::Settling;
 
@@ -97,7 +99,10 @@ pub(crate) struct Shard {
     /// Streams whose readers have something to learn at the end of this round.
     changed: HashSet<u64, ahash::RandomState>,
     wheel: Wheel,
-    held_open: HeldOpen,
+    /// Streams whose sliding windows live readers hold open, and when storage is told of that again.
+    held_open: Reminders,
+    /// Streams with content that is going to be too old, and when to look.
+    aging: Reminders,
     settling: Settling,
     /// Parcels for other cores, sent once a round.
     outboxes: Vec<Vec<Parcel>>,
@@ -156,7 +161,8 @@ impl Shard {
             subscribers: RamMap::default(),
             changed: HashSet::default(),
             wheel: Wheel::default(),
-            held_open: HeldOpen::default(),
+            held_open: Reminders::default(),
+            aging: Reminders::default(),
             settling: Settling::default(),
             outboxes: (0..cores).map(|_| Vec::new()).collect(),
         }
@@ -269,7 +275,10 @@ impl Shard {
     /// When [`Self::finish_round`] has to run again without being asked; `None` = never.
     pub(crate) fn next_deadline_ms(&self) -> Option<i64> {
         match self.phase {
-            Phase::Working => self.wheel.next_ms().into_iter().chain(self.held_open.next_ms()).min(),
+            Phase::Working => {
+                let wheels = [self.wheel.next_ms(), self.held_open.next_ms(), self.aging.next_ms()];
+                wheels.into_iter().chain([self.settling.next_ms()]).flatten().min()
+            }
             _ => None,
         }
     }

@@ -144,12 +144,15 @@ impl Shard {
             closed: creation.closed,
         };
         self.stage_creation(id, creation);
+        // With its own first bytes a fork may have more than it is to keep.
+        self.trim_if_due(id, self.shared.clock.now_ms());
         self.answer_after(self.group.seq, reply, Ok(CreateStep::Done(created)));
     }
 
     fn pin_source(&mut self, id: u64, creation: Box<Creation>, reply: Reply<CreateAnswer>) {
         let fork = creation.fork.as_ref().expect("only forks have a source to pin");
-        let pin = ForkMail::Pin { source: fork.source_ref, child: self.stream_ref(id), point: fork.point };
+        let (anchor, point) = (fork.anchor, fork.point);
+        let pin = ForkMail::Pin { source: fork.source_ref, child: self.stream_ref(id), anchor, point };
         self.mail_shard(fork.source_ref.shard.into(), pin);
         let name = creation.name.clone();
         self.pending_forks.insert(name, PendingFork { id, creation, reply, parked: Vec::new() });
@@ -193,6 +196,7 @@ impl Shard {
                 let event = Event::Appended(append);
                 self.stage(id, &event);
                 let Event::Appended(append) = event else { unreachable!("it was made just above") };
+                self.trim_if_due(id, now_ms);
                 let entry = self.entry(id).expect("staging keeps the stream");
                 let answer = accepted(&entry.state, &append);
                 self.answer_after(self.group.seq, reply, Ok(answer));

@@ -57,6 +57,7 @@ impl Shard {
         self.streams = RamMap::default();
         self.wheel.clear();
         self.held_open.clear();
+        self.aging.clear();
         self.settling = super::Settling::default();
     }
 
@@ -112,7 +113,13 @@ impl Shard {
         if let Event::Renewed { at_ms } = event {
             entry.stored_renewal_ms = at_ms;
         }
+        let released = entry.state.released();
         entry.state.apply(&event, group);
+        if entry.state.released() > released {
+            // Everything that is replayed is durable.
+            self.settling.recent_bytes -= entry.recent.release_before(entry.state.released());
+            self.settling.note_release(id, self.shared.clock.now_ms());
+        }
         if matches!(event, Event::Removed) {
             let entry = self.streams.remove(&id).expect("it was just looked at");
             self.settling.recent_bytes -= entry.recent.len();
@@ -145,6 +152,7 @@ impl Shard {
                 entry.state.renew(renewed_ms);
             }
             self.track_lifetime(id);
+            self.track_age(id);
         }
         self.shared.quotas.add_streams(ids.len() as u64);
         if matches!(self.phase, Phase::Recovering) {

@@ -9,6 +9,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::engine::shard::Shard;
+use crate::engine::shard::entry::Entry;
+use crate::engine::shard::expiry::Reminders;
 use crate::storage::{Checkpoint, StreamCheckpoint, record};
 
 /// Content settled at one time, unless one stream has more; bytes.
@@ -29,6 +31,11 @@ const REMOVALS_MAX: usize = 256;
 /// Notes on settled content beyond two for each stream that are let be.
 const STALE_MAX: usize = 1024;
 
+/// How long after a cut the stream is settled if nothing else does it: until then its content takes disk. Milliseconds.
+const RELEASE_DELAY_MS: i64 = 30_000;
+/// Least time between two checkpoints that are made for cuts alone. Milliseconds.
+const RELEASE_PAUSE_MS: i64 = 1_000;
+
 /// What waits to be settled.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
@@ -37,6 +44,10 @@ pub(super) struct Settling {
     pub(super) dirty: VecDeque<(u64, u64)>,
     /// Streams whose end is staged or durable, by the group that says so.
     pub(super) removed: VecDeque<(u64, u64)>,
+    /// Streams of which something was released that the catalog takes as kept.
+    releases: Reminders,
+    /// No checkpoint is made for those alone before this time. Milliseconds since 1970.
+    no_release_before_ms: i64,
     /// The first group that streams need whose content is being written into a segment. `None` = there are none.
     in_flight_since: Option<u64>,
     /// Checkpoints that are to ride on the next groups.
@@ -75,6 +86,19 @@ impl Settling {
             self.sizes.pop_front();
             self.journal_bytes -= bytes;
         }
+    }
+
+    /// Something of a stream was released: its segments are to learn of it, also if the journal does not fill up.
+    pub(super) fn note_release(&mut self, id: u64, now_ms: i64) {
+        self.releases.enter(id, now_ms.saturating_add(RELEASE_DELAY_MS));
+    }
+
+    /// When a checkpoint is to be begun for what was released. `None` = nothing was, or it has to wait for another one.
+    pub(super) fn next_ms(&self) -> Option<i64> {
+        if self.in_flight_since.is_some() {
+            return None;
+        }
+        Some(self.releases.next_ms()?.max(self.no_release_before_ms))
     }
 
     /// Whether a checkpoint waits for a group.
@@ -154,16 +178,21 @@ impl Shard {
         self.limits.journal_bytes.min(share.max(JOURNAL_BYTES_MIN))
     }
 
-    /// Hands the streams that have waited longest to the settle thread, if the journal asks for it and none are there.
+    /// Hands streams to the settle thread if none are there: those that have waited longest, if the journal asks for it;
+    /// or those whose content was released a while ago.
     fn begin_checkpoint(&mut self, group: u64) {
-        if self.settling.in_flight_since.is_some() || self.settling.journal_bytes <= self.journal_budget() {
+        if self.settling.in_flight_since.is_some() {
             return;
         }
-        self.forget_stale_dirty();
-        let Some(&(_, first)) = self.settling.dirty.front() else { return };
+        let now_ms = self.shared.clock.now_ms();
+        let is_journal_over = self.settling.journal_bytes > self.journal_budget();
+        if !is_journal_over && self.settling.next_ms().is_none_or(|due_ms| due_ms > now_ms) {
+            return;
+        }
         // Without events the open group is not handed down now, and its number is for events to come.
         let as_of = if self.group.events > 0 { group } else { group - 1 };
-        let streams = self.settle_streams(as_of);
+        let (streams, first) =
+            if is_journal_over { self.settle_oldest(as_of) } else { self.settle_released(as_of, now_ms) };
         if streams.is_empty() {
             return;
         }
@@ -173,38 +202,72 @@ impl Shard {
         }
     }
 
-    /// Notes the state of streams as of the end of group number `group`.
-    fn settle_streams(&mut self, group: u64) -> Vec<StreamCheckpoint> {
+    /// Notes the state of the streams that have waited longest as of the end of group number `group`. Says which is the
+    /// first group that they need.
+    fn settle_oldest(&mut self, group: u64) -> (Vec<StreamCheckpoint>, u64) {
         let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
-        let mut settled = Vec::new();
+        let (mut settled, mut first) = (Vec::new(), group);
         let mut bytes = 0;
         while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
             self.forget_stale_dirty();
-            let Some(&(id, _)) = self.settling.dirty.front() else { break };
+            let Some(&(id, since)) = self.settling.dirty.front() else { break };
             let entry = self.streams.get_mut(&id).expect("one that is gone is stale");
-            let start = entry.settled;
-            bytes += entry.state.tail - start;
+            bytes += entry.unsettled_bytes();
             if bytes > fitting {
                 break;
             }
             self.settling.dirty.pop_front();
-            entry.dirty_since = None;
-            let producers = entry
-                .state
-                .producers
-                .iter()
-                .filter(|(_, producer)| producer.group > entry.settled_group)
-                .map(|(id, producer)| (id.clone(), producer.epoch, producer.seq))
-                .collect();
-            let record = record::encode(&entry.name, &entry.state, group);
-            let payload = entry.recent.pieces(start);
-            entry.settled = entry.state.tail;
-            entry.settled_group = group;
-            settled.push(StreamCheckpoint { id, record, producers, start, end: entry.settled, payload });
+            first = first.min(since);
+            settled.push(settle(id, entry, group));
         }
-        settled
+        (settled, first)
     }
 
+    /// The same for streams of which something was released long enough ago. Their places among those that wait become
+    /// stale.
+    fn settle_released(&mut self, group: u64, now_ms: i64) -> (Vec<StreamCheckpoint>, u64) {
+        self.settling.no_release_before_ms = now_ms.saturating_add(RELEASE_PAUSE_MS);
+        let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
+        let (mut settled, mut first) = (Vec::new(), group);
+        let mut bytes = 0;
+        while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
+            let Some(id) = self.settling.releases.pop_due(now_ms) else { break };
+            let Some(entry) = self.streams.get_mut(&id).filter(|entry| !entry.ending) else { continue };
+            // Another checkpoint had it.
+            let Some(since) = entry.dirty_since else { continue };
+            bytes += entry.unsettled_bytes();
+            if bytes > fitting {
+                self.settling.note_release(id, now_ms);
+                break;
+            }
+            first = first.min(since);
+            settled.push(settle(id, entry, group));
+        }
+        (settled, first)
+    }
+}
+
+/// The stream's part of a checkpoint as of the end of group number `group`.
+fn settle(id: u64, entry: &mut Entry, group: u64) -> StreamCheckpoint {
+    entry.dirty_since = None;
+    let start = entry.first_unsettled();
+    let producers = entry
+        .state
+        .producers
+        .iter()
+        .filter(|(_, producer)| producer.group > entry.settled_group)
+        .map(|(id, producer)| (id.clone(), producer.epoch, producer.seq))
+        .collect();
+    let record = record::encode(&entry.name, &entry.state, group);
+    let payload = entry.recent.pieces(start);
+    let released = entry.state.released();
+    let cut = (released > entry.state.base()).then_some(released);
+    entry.settled = entry.state.tail;
+    entry.settled_group = group;
+    StreamCheckpoint { id, record, producers, cut, start, end: entry.settled, payload }
+}
+
+impl Shard {
     /// Content up to `end` is settled, durably: it may leave the RAM when room is needed.
     fn settled(&mut self, id: u64, end: u64) {
         self.settling.kept.push_back((id, end));

@@ -54,6 +54,7 @@ fn record(kept: Range<u64>, name_bytes: usize, group: u64) -> Vec<u8> {
         source: StreamName::from_stored("source"),
         source_ref: StreamRef { shard: 0, id: 0 },
         anchor: kept.start,
+        earliest: 0,
         sub_offset: 0,
         point: kept.start,
         lifetime_inherited: false,
@@ -63,6 +64,7 @@ fn record(kept: Range<u64>, name_bytes: usize, group: u64) -> Vec<u8> {
         name,
         content_type: ContentType::octet_stream(),
         lifetime: None,
+        retention: None,
         fork: fork.map(Box::new),
         closed: false,
         payload: Payload::default(),
@@ -76,7 +78,8 @@ fn record(kept: Range<u64>, name_bytes: usize, group: u64) -> Vec<u8> {
 /// Stream `id`, which keeps all of its content, continued by `payload` from `start` on.
 fn settled(id: u64, start: u64, payload: Vec<Bytes>) -> StreamCheckpoint {
     let end = start + payload.iter().map(|piece| piece.len() as u64).sum::<u64>();
-    StreamCheckpoint { id, record: record(0..end, 8, 1), producers: Vec::new(), start, end, payload }
+    let record = record(0..end, 8, 1);
+    StreamCheckpoint { id, record, producers: Vec::new(), cut: None, start, end, payload }
 }
 
 fn settling(id: u64, start: u64, payload: Vec<Bytes>) -> Checkpoint {

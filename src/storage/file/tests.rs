@@ -19,5 +19,5 @@ fn small(sync: SyncPolicy) -> Options {
 
 /// A stream's part of a checkpoint, as far as the catalog is concerned.
 pub(super) fn stream(id: u64, record: Vec<u8>, producers: Vec<(Bytes, u64, u64)>) -> StreamCheckpoint {
-    StreamCheckpoint { id, record, producers, start: 0, end: 0, payload: Vec::new() }
+    StreamCheckpoint { id, record, producers, cut: None, start: 0, end: 0, payload: Vec::new() }
 }

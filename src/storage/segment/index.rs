@@ -217,7 +217,6 @@ impl Index {
     }
 
     /// What a stream has, or gets, below `from` is dead.
-    #[cfg(test)]
     pub(super) fn cut(&mut self, stream: u64, from: u64) {
         if self.kept_from.get(&stream).is_some_and(|&kept| kept >= from) {
             return;

@@ -272,7 +272,6 @@ impl SegmentStore {
 
     /// Gives up what a stream has below `from`, a message boundary. A position below what was cut before changes
     /// nothing.
-    #[cfg(test)]
     pub(crate) fn cut(&self, stream: u64, from: u64) {
         self.index_mut().cut(stream, from);
     }

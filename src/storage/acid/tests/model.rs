@@ -174,6 +174,7 @@ impl Model {
                 .iter()
                 .map(|(id, epoch, last)| (vec![*id; 3].into(), *epoch, *last))
                 .collect(),
+            cut: None,
             start,
             end,
             payload,

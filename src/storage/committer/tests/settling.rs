@@ -16,6 +16,7 @@ fn settling(streams: &[(u64, usize)]) -> Checkpoint {
         id,
         record: Vec::new(),
         producers: Vec::new(),
+        cut: None,
         start: 0,
         end: bytes as u64,
         payload: vec![Bytes::from(vec![id as u8; bytes])],
