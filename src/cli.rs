@@ -11,9 +11,11 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::config::{ConfigLoadOptions, Loaded};
+
+mod backup;
 
 const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
@@ -23,15 +25,15 @@ const MISUSED: u8 = 2;
 #[command(name = "durable-streams-server", version)]
 struct Arguments {
     /// Profile: default, dev, prod, prod-tls, or any name with a file in the configuration directory
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     profile: Option<String>,
 
     /// TOML file that overrides the standard files
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
     /// Directory of the standard files [default: config]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     config_dir: Option<PathBuf>,
 
     /// Print the effective configuration with the source of each value, and stop
@@ -41,6 +43,16 @@ struct Arguments {
     /// Check the configuration, and stop
     #[arg(long, conflicts_with = "print_config")]
     check_config: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What there is to do besides serving.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copy the data directory, also of a running server, into an empty directory
+    Backup(backup::Arguments),
 }
 
 /// Runs the program: reads the arguments and the configuration, sets up the log, serves until told to stop.
@@ -65,6 +77,11 @@ pub fn run() -> ExitCode {
     }
     if arguments.check_config {
         return print(&"the configuration is right\n");
+    }
+    if let Some(command) = arguments.command {
+        return match command {
+            Command::Backup(arguments) => backup::run(arguments, loaded.config),
+        };
     }
     if let Err(error) = crate::telemetry::init(&loaded.config.log) {
         return fail(MISUSED, &error);

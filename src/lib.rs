@@ -75,6 +75,7 @@ pub use crate::engine::api::Health;
 pub use crate::engine::{AcidStorage, Engine, FileStorage, InMemoryStorage, Storage};
 pub use crate::http::{ConnectionScheme, DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready};
 pub use crate::storage::StorageError;
+pub use crate::storage::backup::{BackupError, BackupProgress, BackupSummary};
 /// Ends live reads: see [`build_router_with_ready`]. Of the crate `tokio-util`.
 pub use tokio_util::sync::CancellationToken;
 

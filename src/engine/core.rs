@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tracing::error;
 
 use crate::engine::api::Health;
+use crate::engine::backup::Backups;
 use crate::engine::clock::Clock;
 use crate::engine::mailbox::Mailbox;
 use crate::engine::quota::Quotas;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) quotas: Quotas,
     pub(crate) reads: ReadBudget,
     pub(crate) clock: Clock,
+    pub(crate) backups: Backups,
     /// Per shard: why it takes no writes.
     health: Vec<Mutex<Option<String>>>,
 }
@@ -44,9 +46,10 @@ impl Shared {
         quotas: Quotas,
         reads: ReadBudget,
         clock: Clock,
+        backups: Backups,
     ) -> Self {
         let health = mailboxes.iter().map(|_| Mutex::new(None)).collect();
-        Self { id, mailboxes, quotas, reads, clock, health }
+        Self { id, mailboxes, quotas, reads, clock, backups, health }
     }
 
     pub(crate) fn set_health(&self, shard: usize, waiting_for: Option<String>) {
@@ -171,6 +174,7 @@ fn open(index: usize, shard: &RefCell<Shard>, mail: Mail) {
                 error!(core = index, "a task that was to be run on a core panicked");
             }
         }
+        Mail::Snapshot(ticket) => shard.borrow_mut().snapshot(ticket),
         Mail::Stop(done) => shard.borrow_mut().stop(done),
     }
 }

@@ -8,6 +8,7 @@ use crate::engine::api::{
     AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page,
     ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Subscription,
 };
+use crate::engine::backup::Backups;
 use crate::engine::clock::Clock;
 use crate::engine::core::{self, Shared};
 use crate::engine::handle::{Engine, StopOnDrop};
@@ -112,7 +113,8 @@ impl Engine {
         let (mailboxes, mail): (Vec<_>, Vec<_>) = (0..shards).map(|_| Mailbox::new()).unzip();
         let id = ENGINES.fetch_add(1, Ordering::Relaxed);
         let reads = ReadBudget::new(limits.max_read_buffer_bytes, shards);
-        let shared = Arc::new(Shared::new(id, mailboxes, quotas, reads, options.clock.clone()));
+        let backups = Backups::new(config, options);
+        let shared = Arc::new(Shared::new(id, mailboxes, quotas, reads, options.clock.clone(), backups));
         let shard_limits = ShardLimits {
             stream: StreamLimits {
                 stream_bytes_max: limits.max_stream_bytes,

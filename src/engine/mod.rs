@@ -4,6 +4,7 @@
 //! * [`api`]: the [`Storage`] trait, its requests, answers and errors.
 //! * `handle`: [`Engine`], the trait's implementation: routes each request to the shard that owns its stream.
 //! * `embed`: [`InMemoryStorage`] and [`AcidStorage`], engines with core threads of their own.
+//! * `backup`: brings the shards together for a consistent copy.
 //! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
 //! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
@@ -12,6 +13,7 @@
 //! * `quota`, [`clock`], `routing`: limits over all shards; time; the map from names to shards.
 
 pub mod api;
+mod backup;
 pub mod clock;
 pub(crate) mod core;
 mod embed;
@@ -26,6 +28,7 @@ mod routing;
 pub(crate) mod shard;
 
 pub use api::Storage;
+pub use backup::backup_offline;
 pub use embed::{AcidStorage, EngineOptions, FileStorage, InMemoryStorage};
 pub use handle::Engine;
 pub use routing::{HASH_NAME, shard_of};

@@ -15,6 +15,7 @@ use crate::engine::live::{Topic, TopicNews};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 use crate::storage::ColdReader;
+use crate::storage::backup::Ticket;
 use crate::storage::committer::Completion;
 use crate::stream::create::ResolvedFork;
 use crate::stream::event::Creation;
@@ -36,6 +37,8 @@ pub(crate) enum Mail {
     Detach { stream: u64, origin: Origin, in_doubt: bool },
     /// Something to be run on the core's thread.
     Run(Box<dyn FnOnce() + Send>),
+    /// Take part in a backup.
+    Snapshot(Ticket),
     /// Finish what is accepted, close the files, end the core.
     Stop(Option<oneshot::Sender<()>>),
 }
@@ -50,6 +53,7 @@ impl fmt::Debug for Mail {
             Self::Confirmed { .. } => "Confirmed",
             Self::Detach { .. } => "Detach",
             Self::Run(_) => "Run",
+            Self::Snapshot(_) => "Snapshot",
             Self::Stop(_) => "Stop",
         })
     }

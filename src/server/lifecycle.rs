@@ -16,6 +16,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::acceptor::Stop;
+#[cfg(unix)]
+use super::admin::Admin;
 use super::admission::Gate;
 use super::cores::{Cores, Setup, start_acceptors};
 use super::listener::{ListenError, Reservation};
@@ -68,6 +70,8 @@ pub struct Server {
     live: CancellationToken,
     stop: Stop,
     gate: Arc<Gate>,
+    #[cfg(unix)]
+    admin: Option<Admin>,
     stopped: bool,
 }
 
@@ -91,7 +95,7 @@ impl Server {
         tracing::info!(mode = ?config.storage.mode, shards = engine.shard_count(), "storage opened");
 
         let gate = Gate::new(max_connections, engine.shard_count());
-        let server = Self {
+        let mut server = Self {
             address,
             engine,
             config: Arc::new(config),
@@ -99,10 +103,13 @@ impl Server {
             live: CancellationToken::new(),
             stop: Stop::default(),
             gate,
+            #[cfg(unix)]
+            admin: None,
             stopped: false,
         };
         // From here on a failure drops `server`, which closes storage.
         server.serve(reservation, tls)?;
+        server.start_admin();
         tracing::info!(address = %server.address, url = server.url(), "listening");
         Ok(server)
     }
@@ -126,6 +133,17 @@ impl Server {
             .map_err(|source| ServerError::System { context: "cannot register a listener", source })?;
         self.ready.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Streams are served without it, too.
+    fn start_admin(&mut self) {
+        #[cfg(unix)]
+        match Admin::start(&self.engine) {
+            Ok(admin) => self.admin = admin,
+            Err(error) => {
+                tracing::warn!(%error, "there is no admin endpoint: this server can be backed up when it is stopped only");
+            }
+        }
     }
 
     /// The address that is listened on, with the port that the kernel chose for port 0.
@@ -173,6 +191,8 @@ impl Server {
         self.ready.store(false, Ordering::Release);
         self.live.cancel();
         self.stop.drain.cancel();
+        #[cfg(unix)]
+        drop(self.admin.take());
         let emptied = self.gate.wait_until_empty(patience);
         if !emptied {
             tracing::warn!(connections = self.gate.open(), "cutting the connections that are still open");

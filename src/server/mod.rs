@@ -9,12 +9,17 @@
 //! * `registry`, `connection_state`: who waits for what since when, and the sweep that ends those who wait too long.
 //! * `admission`: how many connections are open, over all cores.
 //! * `cores`: acceptors on all core threads.
+//! * `admin`, `admin_client`: the endpoint on a Unix domain socket for who runs the server, and its other end.
 //! * `raw_response`, `tls`, `open_files`, `signals`, `banner`: what their names say.
 //!
 //! Connections live on the core that accepted them. Nothing here knows a rule of the protocol, except that errors are
 //! problem documents.
 
 mod acceptor;
+#[cfg(unix)]
+mod admin;
+#[cfg(unix)]
+mod admin_client;
 mod admission;
 mod banner;
 mod connection;
@@ -33,6 +38,8 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
+#[cfg(unix)]
+pub use admin_client::{AdminError, request_backup};
 pub use lifecycle::{Server, ServerError, run};
 pub use listener::ListenError;
 pub use tls::TlsError;

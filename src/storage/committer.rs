@@ -10,6 +10,11 @@
 //! there. Groups that the shard submitted before it learned of that belong to a state that no longer exists: each group
 //! carries the number of failures that the shard had taken note of ([`Committer::acknowledge_failure`]), and the thread
 //! drops those that lag behind its own count. A panic below is a failure like any other.
+//!
+//! # Backups
+//!
+//! A backup's [`Ticket`] is an order like others. Behind what was submitted before it, the thread stands still until those of all
+//! other shards do, notes what its shard has, and goes on.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +24,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
+use super::backup::{ShardSnapshot, Ticket};
 use super::segment::SegmentStore;
 use super::settler::{Hand, Settler};
 use super::{
@@ -91,6 +97,7 @@ pub(crate) type Report = Arc<dyn Fn(Completion) + Send + Sync>;
 enum Order {
     Commit { failures_seen: u64, group: Group },
     Settle { failures_seen: u64, checkpoint: Checkpoint },
+    Snapshot(Ticket),
     Close,
 }
 
@@ -131,6 +138,7 @@ impl Committer {
             watch,
             reported_disk,
             failures: 0,
+            ticket: None,
             write_delay: Duration::ZERO,
             may_reclaim: true,
             closing: false,
@@ -148,6 +156,12 @@ impl Committer {
     /// Has a checkpoint's payload written into a segment; it comes back as [`Completion::Prepared`]. One at a time.
     pub(crate) fn settle(&self, checkpoint: Checkpoint) {
         let _ = self.orders.send(Order::Settle { failures_seen: self.failures_seen, checkpoint });
+    }
+
+    /// Takes part in a backup, behind everything that was submitted.
+    pub(crate) fn snapshot(&self, ticket: Ticket) {
+        // A ticket that is dropped on its way says so.
+        let _ = self.orders.send(Order::Snapshot(ticket));
     }
 
     /// To be called exactly once for each failure, when [`Completion::Reopened`] is handled and before anything is submitted
@@ -206,6 +220,8 @@ struct Worker {
     watch: RoomWatch,
     reported_disk: DiskUse,
     failures: u64,
+    /// For a backup, when what was gathered before it is committed.
+    ticket: Option<Ticket>,
     /// Pause after the next reopening. Back to zero when something was written.
     write_delay: Duration,
     /// Whether removed streams may have left something behind.
@@ -221,6 +237,7 @@ impl Worker {
             if !groups.is_empty() {
                 self.commit(groups, bytes);
             }
+            self.take_snapshot();
             self.flush_if_due();
             if self.open.as_ref().is_some_and(|open| open.settler.has_ended()) {
                 // Nothing would be settled any more, and the journal would grow.
@@ -231,6 +248,10 @@ impl Worker {
             }
         }
         let Self { opener, open, start, report, .. } = self;
+        if let Some(open) = &open {
+            // A backup under way has no claim to the files any more.
+            open.segments.retire();
+        }
         // Whoever hears of the closing may open the same data directory at once.
         close(open);
         drop(start);
@@ -306,6 +327,10 @@ impl Worker {
                     }
                 }
                 Order::Commit { .. } | Order::Settle { .. } => {}
+                Order::Snapshot(ticket) => {
+                    self.ticket = Some(ticket);
+                    break;
+                }
                 Order::Close => {
                     self.closing = true;
                     break;
@@ -361,6 +386,18 @@ impl Worker {
         }
     }
 
+    /// Stands still with the other shards if a backup asks for it, and notes what there is.
+    fn take_snapshot(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        // Without a log the ticket is dropped, which tells the others.
+        let Some(open) = &mut self.open else { return };
+        ticket.use_up(|| {
+            // A panic in here leaves the log as it was: nothing is written.
+            let log = guarded(|| open.log.snapshot())?;
+            Ok(ShardSnapshot { log, segments: Arc::clone(&open.segments).hold() })
+        });
+    }
+
     fn reclaim(&mut self) {
         let Some(open) = &mut self.open else { return };
         match guarded(|| open.log.reclaim()) {
@@ -376,6 +413,7 @@ impl Worker {
 
     fn fail(&mut self, error: &StorageError) {
         self.failures += 1;
+        self.ticket = None;
         (self.report)(Completion::Failed { error: error.to_string() });
         if let Some(open) = &self.open {
             open.segments.retire();
@@ -423,7 +461,7 @@ impl Worker {
         let deadline = Instant::now() + pause;
         loop {
             match self.orders.recv_deadline(deadline) {
-                Ok(Order::Commit { .. } | Order::Settle { .. }) => {}
+                Ok(Order::Commit { .. } | Order::Settle { .. } | Order::Snapshot(_)) => {}
                 Ok(Order::Close) | Err(RecvTimeoutError::Disconnected) => {
                     self.closing = true;
                     return;

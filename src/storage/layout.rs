@@ -5,6 +5,7 @@
 //!   LOCK            held exclusively (flock) while any part of the storage is open
 //!   layout.json     {"format_version":1,"storage":"acid","shard_count":N,"hash":"xxh3-64/seed0"}
 //!   shard-00/ …     one directory per shard
+//!   admin.sock      of a running server: see `server::admin`
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::backup::UNFINISHED_FILE;
 use super::disk::{Disk, OpenMode, RealDisk};
 use super::{SHARDS_MAX, StorageError};
 
@@ -113,6 +115,7 @@ impl DataDirectory {
                 manifest.shard_count
             }
             None => {
+                directory.refuse_unfinished_backup()?;
                 directory.refuse_leftover_shards(kind)?;
                 let count = shards.explicit.unwrap_or(shards.default);
                 // The manifest comes last: a directory that has one is complete, so a missing file means loss.
@@ -254,6 +257,18 @@ impl DataDirectory {
         }
     }
 
+    /// The manifest comes last in a backup, too.
+    fn refuse_unfinished_backup(&self) -> Result<(), StorageError> {
+        match self.disk.open(Path::new(UNFINISHED_FILE), OpenMode::Read) {
+            Ok(_) => Err(StorageError::Layout(format!(
+                "{} is a backup that was not finished, and cannot be used; remove it, and make another one",
+                self.root.display()
+            ))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed("looking for", Path::new(UNFINISHED_FILE))(error)),
+        }
+    }
+
     /// Without a manifest nobody knows how the streams were spread over the shards. Files without content are what a first
     /// start leaves that was cut off before it wrote the manifest.
     fn refuse_leftover_shards(&self, kind: Kind) -> Result<(), StorageError> {
@@ -303,6 +318,39 @@ impl ShardCount {
     }
 }
 
+/// Writes the manifest of a directory whose shards are complete and durable. `root` is what paths are printed below.
+pub(crate) fn write_manifest_to(
+    disk: &Arc<dyn Disk>,
+    root: &Path,
+    kind: Kind,
+    shard_count: usize,
+) -> Result<(), StorageError> {
+    let directory = DataDirectory { disk: Arc::clone(disk), root: root.to_owned(), shard_count, _lock: None };
+    directory.write_manifest(kind, shard_count)
+}
+
+/// Takes the manifest, and its draft, from a directory that is given up. What cannot be removed stays.
+pub(crate) fn remove_manifest(disk: &dyn Disk) {
+    for name in [MANIFEST_FILE, MANIFEST_FILE_NEW] {
+        let _ = disk.remove(Path::new(name));
+    }
+}
+
+/// Whether a directory has a manifest, and with it everything else.
+pub(crate) fn is_complete(root: &Path) -> bool {
+    root.join(MANIFEST_FILE).exists()
+}
+
+/// The name of the storage that the manifest of a data directory says it holds. `None` = there is no manifest.
+///
+/// # Errors
+/// [`StorageError::Layout`] if the manifest is malformed or of another version; whatever the file system says.
+pub(crate) fn storage_name(root: &Path) -> Result<Option<String>, StorageError> {
+    let disk = Arc::new(RealDisk::new(root));
+    let directory = DataDirectory { disk, root: root.to_owned(), shard_count: 0, _lock: None };
+    Ok(directory.read_manifest()?.map(|manifest| manifest.storage))
+}
+
 /// Directory of a shard, below the data directory.
 pub(crate) fn shard_dir(shard: usize) -> PathBuf {
     format!("shard-{shard:02}").into()
@@ -325,7 +373,7 @@ fn lock(root: &Path) -> Result<File, StorageError> {
 }
 
 /// Creates a directory and those above it, each fsynced together with its entry in its parent.
-fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
+pub(crate) fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
     if dir.is_dir() {
         return Ok(());
     }

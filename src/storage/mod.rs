@@ -20,6 +20,7 @@
 //! * `settler`: the settle thread: writes content into segments, and rewrites segments, away from commits.
 //! * `segment`: immutable files of content, shared by many streams.
 //! * [`disk`]: the files of a data directory, behind a trait.
+//! * [`backup`]: a consistent copy of a data directory, also of one at work.
 //! * `room`: what room there is on the disk, and when the commit thread looks.
 //! * [`acid`]: journal and catalog in one redb database per shard.
 //! * `file`: journal and catalog in files of our own.
@@ -38,6 +39,7 @@ pub(crate) use segment::SegmentMeta;
 use segment::{PreparedSegment, SegmentStore};
 
 pub mod acid;
+pub mod backup;
 pub(crate) mod codec;
 pub(crate) mod committer;
 pub mod disk;
@@ -152,6 +154,9 @@ pub(crate) trait CommitLog: Send {
     fn reclaim(&mut self) -> Result<bool, StorageError> {
         Ok(false)
     }
+    /// What a backup copies: everything that was committed, and its checkpoints. An error says nothing about the log, which
+    /// goes on.
+    fn snapshot(&mut self) -> Result<Box<dyn backup::LogSnapshot>, StorageError>;
     /// Bytes of disk that journal and catalog need: less than their files take once something was removed.
     fn disk_bytes(&self) -> u64;
     /// Room on the disk. Asks the file system: not for every commit. `None` = there is no disk, or nobody can tell.

@@ -7,6 +7,7 @@
 #[path = "../support/disk.rs"]
 mod disk;
 
+mod backups;
 mod commits;
 mod forks;
 mod limits;

@@ -8,6 +8,7 @@ mod resident;
 mod support;
 
 mod bodies;
+mod descriptors;
 mod messages;
 mod stalled;
 mod streams;

@@ -1,5 +1,6 @@
 //! Many streams.
 
+use std::ops::Range;
 use std::thread;
 
 use crate::resident::{MIB, assert_grew_less_than, path, resident_bytes};
@@ -13,14 +14,23 @@ const BATCH: usize = 100;
 const STREAM_BYTES: usize = 2048;
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
 
-fn name(index: usize) -> String {
+pub(crate) fn name(index: usize) -> String {
     format!("many/{}/{index}", index % 17)
 }
 
-/// Creates every [`WRITERS`]th stream from `first` on over one connection.
-fn create(server: &ServerProcess, first: usize) {
+/// Creates streams with content, over several connections.
+pub(crate) fn create_all(server: &ServerProcess, indices: Range<usize>) {
+    thread::scope(|scope| {
+        for first in 0..WRITERS {
+            let own = indices.clone().skip(first).step_by(WRITERS).collect();
+            scope.spawn(move || create(server, own));
+        }
+    });
+}
+
+/// Creates streams over one connection.
+fn create(server: &ServerProcess, own: Vec<usize>) {
     let mut connection = server.origin().connect().expect("the server accepts connections");
-    let own: Vec<usize> = (first..STREAMS).step_by(WRITERS).collect();
     for batch in own.chunks(BATCH) {
         let requests: String = batch
             .iter()
@@ -61,12 +71,7 @@ fn many_streams_take_little_memory_each_and_are_there_after_a_crash() {
         ("DS_STORAGE__JOURNAL_BYTES", "1MiB"),
     ]);
     let before = resident_bytes(&server);
-    thread::scope(|scope| {
-        for first in 0..WRITERS {
-            let server = &server;
-            scope.spawn(move || create(server, first));
-        }
-    });
+    create_all(&server, 0..STREAMS);
     assert_grew_less_than(&server, before, STREAMS * STREAM_BYTES + 24 * MIB);
     assert_sample(&server);
     server.client().request("POST", &path(&name(0)), &[TEXT], b"!").expect_status(204);

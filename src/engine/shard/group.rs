@@ -9,6 +9,7 @@ use crate::engine::live::{Ended, TopicNews};
 use crate::engine::request::{Answer, ForkMail, NotPinned, Origin, Parcel, Reply, Request};
 use crate::engine::shard::entry::{Durable, Entry};
 use crate::engine::shard::{Phase, Shard};
+use crate::storage::backup::Ticket;
 use crate::storage::committer::Completion;
 use crate::storage::{ColdReader, Group, Recovered, StorageError, frame};
 use crate::stream::event::{Creation, Event};
@@ -159,6 +160,16 @@ impl Shard {
 
     fn note_staged_bytes(&self) {
         self.shared.quotas.set_staged_bytes(self.index, self.all_staged_bytes());
+    }
+
+    /// Has a backup take what this shard has, behind everything that is staged. One that takes no mutations drops the ticket.
+    pub(crate) fn snapshot(&mut self, ticket: Ticket) {
+        if matches!(self.phase, Phase::Working) {
+            self.submit_group();
+            if let Some(committer) = &self.committer {
+                committer.snapshot(ticket);
+            }
+        }
     }
 
     /// Hands the open group down, if there is anything in it or anything that rides on it.

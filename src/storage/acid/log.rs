@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use redb::{
@@ -13,11 +13,13 @@ use redb::{
 use super::Shard;
 use super::backend::CountingBackend;
 use super::rows::{JOURNAL_KEY_BYTES, next_value_bytes};
+use super::snapshot::DatabaseSnapshot;
 use super::tables::{
     CheckpointTables, JOURNAL, PRODUCERS, SEGMENTS, STREAMS, SYS, SYS_FORMAT, SYS_NEXT_GROUP,
     SYS_NEXT_SEGMENT_ID, SYS_NEXT_STREAM_ID, SYS_SHARD, failed, read_sys,
 };
 use super::usage::{self, Usage};
+use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::DiskFile;
 use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
 use crate::storage::segment::SegmentMeta;
@@ -196,6 +198,8 @@ pub(super) struct ShardLog {
     failed: bool,
     /// With the rows of the transaction under way; if that fails, nobody looks at it any more.
     usage: Usage,
+    /// Of the last snapshot, as long as somebody reads it.
+    snapshot: Weak<()>,
 }
 
 impl fmt::Debug for ShardLog {
@@ -218,7 +222,17 @@ impl ShardLog {
         next_group: u64,
         usage: Usage,
     ) -> Self {
-        Self { shard, database, file, directory, two_phase_commit, next_group, failed: false, usage }
+        Self {
+            shard,
+            database,
+            file,
+            directory,
+            two_phase_commit,
+            next_group,
+            failed: false,
+            usage,
+            snapshot: Weak::new(),
+        }
     }
 
     /// Bytes that the database file takes of its disk. `None` = there is no such file, or nobody can tell just now.
@@ -404,8 +418,19 @@ impl CommitLog for ShardLog {
         if self.failed || needed > COMPACTED_BYTES_MAX || taken < needed.saturating_mul(2) + WASTE_BYTES_MAX {
             return Ok(false);
         }
+        if self.snapshot.strong_count() > 0 {
+            // redb refuses; later.
+            return Ok(true);
+        }
         self.attempt(|log| log.database.compact().map_err(failed("compacting the database")))?;
         Ok(false)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn LogSnapshot>, StorageError> {
+        let transaction = self.database.begin_read().map_err(failed("beginning to read"))?;
+        let alive = Arc::new(());
+        self.snapshot = Arc::downgrade(&alive);
+        Ok(Box::new(DatabaseSnapshot::new(self.shard.index, transaction, alive)))
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -43,6 +43,7 @@
 mod backend;
 mod log;
 mod rows;
+mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use self::files::Files;
 use super::*;
+use crate::storage::backup::LogSnapshot;
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, DiskRoom, RoomRule};
 
@@ -146,6 +147,10 @@ impl CommitLog for FakeLog {
         *doomed -= 1;
         *self.0.disk_bytes.lock().unwrap() = SETTLED_DISK_BYTES;
         Ok(*doomed > 0)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn LogSnapshot>, StorageError> {
+        unreachable!("nobody backs it up")
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -63,6 +63,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
     /// Gives a file another name in the same directory, replacing what had that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, outside of this disk: `target` is a path of the operating system. An error if that cannot
+    /// be, as on a disk whose files are not the operating system's.
+    fn link(&self, path: &Path, target: &Path) -> io::Result<()> {
+        let _ = (path, target);
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Removes a file. Whoever has it open goes on.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory; nothing happens if it exists.

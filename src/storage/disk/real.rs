@@ -36,6 +36,10 @@ impl Disk for RealDisk {
         fs::rename(self.root.join(from), self.root.join(to))
     }
 
+    fn link(&self, path: &Path, target: &Path) -> io::Result<()> {
+        fs::hard_link(self.root.join(path), target)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(self.root.join(path))
     }

@@ -20,6 +20,7 @@ use self::reading::{Gathered, Order, RecordReader, decode};
 use self::rewrite::{Rewritten, Shared};
 use self::writing::CatalogFile;
 use super::sealed::{self, FileKind, HEADER_BYTES};
+use super::snapshot::FilesSnapshot;
 use super::{Options, failed, refused};
 use crate::storage::disk::Disk;
 use crate::storage::segment::SegmentMeta;
@@ -180,6 +181,13 @@ impl Catalog {
             }
             Ok(catalog.running.is_some())
         })
+    }
+
+    /// Adds the checkpoints so far to what a backup copies.
+    pub(super) fn snapshot(&self, snapshot: &mut FilesSnapshot) {
+        if let Some(current) = &self.current {
+            snapshot.add(current.path(), Arc::clone(current.file()), current.end(), Vec::new());
+        }
     }
 
     fn guarded<T>(

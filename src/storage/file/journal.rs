@@ -17,8 +17,9 @@ use bytes::Bytes;
 
 use super::scan::{self, ClosedFile, Known, Links};
 use super::sealed::{self, FileKind, HEADER_BYTES, Header};
+use super::snapshot::FilesSnapshot;
 use super::{Options, Sizes, failed, refused};
-use crate::storage::disk::{self, Disk, DiskFile};
+use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
 use crate::storage::{Group, StorageError};
 
 /// The buffer is given back after a commit that needed more. Bytes.
@@ -199,6 +200,31 @@ impl Journal {
             journal.closed.extend(journal.current.take().map(|current| current.closed()));
             Ok(())
         })
+    }
+
+    /// Adds what was committed so far to what a backup copies. The copy ends like a journal after a clean stop.
+    pub(super) fn snapshot(&self, snapshot: &mut FilesSnapshot) -> Result<(), StorageError> {
+        if self.failed {
+            return Err(refused());
+        }
+        for closed in &self.closed {
+            let path = FileKind::Journal.path(&self.dir, closed.number);
+            let file = self.disk.open(&path, OpenMode::Read).map_err(failed("opening", &path))?;
+            let len = file.len().map_err(failed("looking at", &path))?;
+            snapshot.add(&path, file, len, Vec::new());
+        }
+        if let Some(current) = &self.current {
+            let mut ending = Vec::new();
+            let start = sealed::begin(&mut ending);
+            let links = Links { previous: self.last_group, durable_through: self.last_group };
+            scan::encode(&mut ending, links, &[]);
+            sealed::seal(&mut ending, start, current.mark)?;
+            if current.last_group.is_none() {
+                ending.clear();
+            }
+            snapshot.add(&current.path, Arc::clone(&current.file), current.end, ending);
+        }
+        Ok(())
     }
 
     fn guarded<T>(

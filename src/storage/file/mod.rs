@@ -10,6 +10,7 @@
 //! * `sealed`: the header of both kinds of files, and records under a checksum.
 //! * `journal`: writing, flushing and trimming the journal; `scan`: reading it after a start.
 //! * `catalog`: appending checkpoints, reading them, and writing the file anew when most of it is dead.
+//! * `snapshot`: what a backup copies of both.
 //! * `shard_log`: both of them together; `opening`: all shards of a data directory.
 //!
 //! # Who may be believed after a crash
@@ -37,6 +38,7 @@ mod opening;
 mod scan;
 mod sealed;
 mod shard_log;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Options, RewriteOn, ShardLog, SyncPolicy};
+use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::Disk;
 use crate::storage::layout::{DataDirectory, Kind, ShardCount, shard_dir};
 use crate::storage::segment::SegmentStore;
@@ -14,7 +15,7 @@ use crate::storage::{
 };
 
 /// Both modes write the same files, so that a data directory may be opened in either.
-const KIND: Kind = Kind { name: "file", shard_file: "SHARD" };
+pub(super) const KIND: Kind = Kind { name: "file", shard_file: "SHARD" };
 
 /// How a [`FileLog`] is opened.
 #[derive(Clone, Debug)]
@@ -136,6 +137,10 @@ impl CommitLog for FileCommits {
 
     fn reclaim(&mut self) -> Result<bool, StorageError> {
         self.log.reclaim()
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn LogSnapshot>, StorageError> {
+        Ok(Box::new(self.log.snapshot()?))
     }
 
     fn disk_bytes(&self) -> u64 {

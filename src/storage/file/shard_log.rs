@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::catalog::{Catalog, CatalogContent};
 use super::journal::Journal;
 use super::scan::Known;
+use super::snapshot::FilesSnapshot;
 use super::{Options, failed, refused};
 use crate::storage::disk::Disk;
 use crate::storage::segment::SegmentMeta;
@@ -157,6 +158,14 @@ impl ShardLog {
     /// The time of the first commit since the last flush. `None` if nothing waits for one.
     pub(crate) fn dirty_since(&self) -> Option<Instant> {
         self.journal.dirty_since()
+    }
+
+    /// What was committed and checkpointed so far, for a backup.
+    pub(super) fn snapshot(&self) -> Result<FilesSnapshot, StorageError> {
+        let mut snapshot = FilesSnapshot::default();
+        self.journal.snapshot(&mut snapshot)?;
+        self.catalog.snapshot(&mut snapshot);
+        Ok(snapshot)
     }
 
     /// Bytes of disk that journal and catalog take.

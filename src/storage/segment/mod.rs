@@ -6,6 +6,7 @@
 //! * `index`: which run of which segment holds which positions of a stream, in RAM.
 //! * `store`: the segments of one shard: writing, publishing, forgetting, cutting.
 //! * `open`: what is checked when a shard is opened.
+//! * `hold`: keeps files from being removed while they are copied.
 //! * `read`: the [`ColdReader`](super::ColdReader) over them.
 //! * `choose`, `rewrite`: which segments are worth to be written anew, and doing it.
 //! * `verify`: every checksum of every file.
@@ -75,6 +76,7 @@ use bytes::Bytes;
 mod choose;
 mod file;
 mod format;
+mod hold;
 mod index;
 mod open;
 mod read;
@@ -89,6 +91,7 @@ mod writer;
 pub(crate) use choose::RewritePlan;
 #[cfg(test)]
 pub(crate) use choose::RewritePolicy;
+pub(crate) use hold::SegmentHold;
 pub(crate) use store::SegmentStore;
 #[cfg(test)]
 pub(crate) use store::StoreLimits;

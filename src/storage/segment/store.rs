@@ -9,6 +9,7 @@ use super::RunSource;
 use super::choose::{self, RewritePlan, RewritePolicy};
 use super::file::{Descriptors, Segment};
 use super::format::{RunEntry, SegmentKey};
+use super::hold::Held;
 use super::index::Index;
 use super::writer::{PreparedSegment, RunLimits, SegmentWriter};
 use crate::storage::StorageError;
@@ -54,6 +55,7 @@ pub(crate) struct SegmentStore {
     next_id: AtomicU64,
     /// The shard is being opened anew: another store has the files.
     is_retired: AtomicBool,
+    pub(super) held: Mutex<Held>,
 }
 
 impl fmt::Debug for SegmentStore {
@@ -77,6 +79,7 @@ impl SegmentStore {
             index: RwLock::new(index),
             next_id: AtomicU64::new(next_id),
             is_retired: AtomicBool::new(false),
+            held: Mutex::default(),
         }
     }
 
@@ -119,6 +122,8 @@ impl SegmentStore {
 
     /// The files may go from now on, as another store is opened on them. Reads go on as long as theirs are there.
     pub(crate) fn retire(&self) {
+        // Under the lock: from here on, nothing that was held is removed by this store.
+        let _held = self.held();
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
@@ -248,8 +253,15 @@ impl SegmentStore {
         }
     }
 
-    fn remove_file(&self, segment: &Segment) {
+    /// Removes the file of a segment that is part of the catalog no more, or leaves that to the last one who holds it.
+    fn remove_file(&self, segment: &Arc<Segment>) {
         self.descriptors.close(segment);
+        if !self.keep_if_held(segment) {
+            self.unlink(segment);
+        }
+    }
+
+    pub(super) fn unlink(&self, segment: &Segment) {
         if let Err(error) = self.disk.remove(&segment.path) {
             tracing::warn!(
                 ds.shard = self.shard,

@@ -81,6 +81,10 @@ impl CatalogFile {
         &self.path
     }
 
+    pub(super) fn file(&self) -> &Arc<dyn DiskFile> {
+        &self.file
+    }
+
     /// Bytes written.
     pub(super) fn end(&self) -> u64 {
         self.end

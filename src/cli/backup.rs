@@ -1,0 +1,97 @@
+//! `backup`: has a running server copy its data directory, or copies that of a stopped one.
+
+use std::fmt::Write as _;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use super::{FAILED, fail, print};
+use crate::config::Config;
+use crate::engine::backup_offline;
+use crate::storage::backup::{BackupProgress, BackupSummary};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Directory to write into: empty, or to be made
+    #[arg(value_name = "DIR")]
+    target: PathBuf,
+
+    /// The data directory [default: storage.data_dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: Arguments, mut config: Config) -> ExitCode {
+    if let Some(data_dir) = arguments.data_dir {
+        config.storage.data_dir = data_dir;
+    }
+    let target = match std::path::absolute(&arguments.target) {
+        Ok(target) => target,
+        Err(error) => return fail(FAILED, &format_args!("{}: {error}", arguments.target.display())),
+    };
+    let bar = Bar::new();
+    let outcome = of_running(&config, &target, &bar).and_then(|made| match made {
+        Some(summary) => Ok(summary),
+        None => of_stopped(&config, &target, &bar),
+    });
+    bar.0.finish_and_clear();
+    match outcome {
+        Ok(summary) => print(&told(&target, &summary)),
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+/// `None` if no server runs.
+fn of_running(config: &Config, target: &Path, bar: &Bar) -> Result<Option<BackupSummary>, String> {
+    #[cfg(unix)]
+    {
+        let data_dir = &config.storage.data_dir;
+        crate::server::request_backup(data_dir, target, &mut |progress| bar.show(progress))
+            .map_err(|error| error.to_string())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (config, target, bar);
+        Ok(None)
+    }
+}
+
+fn of_stopped(config: &Config, target: &Path, bar: &Bar) -> Result<BackupSummary, String> {
+    let mut show = |progress| {
+        bar.show(progress);
+        ControlFlow::Continue(())
+    };
+    backup_offline(config, target, &mut show).map_err(|error| error.to_string())
+}
+
+fn told(target: &Path, summary: &BackupSummary) -> String {
+    let BackupSummary { shards, segments, copied_bytes, linked_bytes, paused } = *summary;
+    let mut text = format!(
+        "backup complete: {} ({shards} shards, {segments} segments, {} copied, {} linked",
+        target.display(),
+        HumanBytes(copied_bytes),
+        HumanBytes(linked_bytes)
+    );
+    if !paused.is_zero() {
+        let _ = write!(text, ", commits paused for {:.1} ms", paused.as_secs_f64() * 1000.0);
+    }
+    text.push_str(")\n");
+    text
+}
+
+/// On a terminal; elsewhere it draws nothing.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let style = ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+        Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    fn show(&self, progress: BackupProgress) {
+        self.0.set_length(progress.total_bytes.max(progress.done_bytes));
+        self.0.set_position(progress.done_bytes);
+    }
+}
