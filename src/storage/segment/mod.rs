@@ -82,18 +82,18 @@ mod rewrite;
 mod store;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
 mod verify;
 mod writer;
 
 pub(crate) use choose::RewritePlan;
 #[cfg(test)]
 pub(crate) use choose::RewritePolicy;
+pub(crate) use format::id_of_file_name;
+pub(crate) use open::{Examined, examine};
 pub(crate) use store::SegmentStore;
 #[cfg(test)]
 pub(crate) use store::StoreLimits;
-#[cfg(test)]
-pub(crate) use verify::verify_segment;
+pub(crate) use verify::{Finding, verify_segment};
 pub(crate) use writer::PreparedSegment;
 
 /// What the catalog keeps of a live segment: enough to tell the file from any other.
