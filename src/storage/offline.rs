@@ -32,18 +32,17 @@ impl OfflineDirectory {
         Ok(Self { disk: Arc::new(RealDisk::new(root)), root: root.to_owned(), _lock: lock })
     }
 
-    /// Takes a directory to change it. One that does not exist is made, without streams, if `new` says for which storage.
+    /// Takes a directory to change it. Of one that does not exist, nothing but a lock file is made, and only if
+    /// `may_be_new`.
     ///
     /// # Errors
     /// [`StorageError::Locked`] if another process has it; whatever the operating system says.
-    pub(crate) fn take_to_change(root: &Path, new: Option<(Kind, ShardCount)>) -> Result<Self, StorageError> {
-        if new.is_none() && !root.is_dir() {
+    pub(crate) fn take_to_change(root: &Path, may_be_new: bool) -> Result<Self, StorageError> {
+        if !may_be_new && !root.is_dir() {
             return Err(StorageError::Layout(format!("there is no data directory {}", root.display())));
         }
         let lock = layout::lock_or_create(root)?;
-        let taken = Self { disk: Arc::new(RealDisk::new(root)), root: root.to_owned(), _lock: Some(lock) };
-        taken.create(new)?;
-        Ok(taken)
+        Ok(Self { disk: Arc::new(RealDisk::new(root)), root: root.to_owned(), _lock: Some(lock) })
     }
 
     /// Takes a disk that nobody else has.
@@ -51,11 +50,14 @@ impl OfflineDirectory {
         Self { disk, root: PathBuf::new(), _lock: None }
     }
 
-    /// Makes the files of a directory without streams, if there are none.
-    pub(crate) fn create(&self, new: Option<(Kind, ShardCount)>) -> Result<(), StorageError> {
-        if let Some((kind, shards)) = new
-            && DataDirectory::view(Arc::clone(&self.disk), &self.root)?.is_none()
-        {
+    /// Whether it has shards, with streams or without.
+    pub(crate) fn has_layout(&self) -> Result<bool, StorageError> {
+        Ok(DataDirectory::view(Arc::clone(&self.disk), &self.root)?.is_some())
+    }
+
+    /// Makes its files, without streams, unless it has some.
+    pub(crate) fn create(&self, kind: Kind, shards: ShardCount) -> Result<(), StorageError> {
+        if !self.has_layout()? {
             DataDirectory::open_held(Arc::clone(&self.disk), &self.root, kind, shards)?;
         }
         Ok(())
@@ -91,11 +93,6 @@ impl OfflineDirectory {
         let kind = kind(&layout.storage)?;
         let disk = Arc::clone(&self.disk);
         Ok(catalogs(DataDirectory::begin_generation(disk, &self.root, kind, layout)?, kind))
-    }
-
-    /// Path of something in it, for messages.
-    pub(crate) fn path(&self, below: &Path) -> PathBuf {
-        self.root.join(below)
     }
 }
 

@@ -150,6 +150,14 @@ pub(crate) struct Image {
 }
 
 impl Image {
+    /// That of a directory that is still to be made.
+    pub(crate) fn empty(storage: &str, shard_count: usize) -> Self {
+        Self {
+            layout: Layout { storage: storage.to_owned(), shard_count, generation: 0 },
+            shards: Vec::new(),
+        }
+    }
+
     /// Reads the state of all streams. Changes nothing on the disk.
     pub(crate) fn open(directory: &OfflineDirectory) -> Result<Self, StorageError> {
         let (layout, catalogs) = directory.look()?;

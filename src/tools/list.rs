@@ -100,7 +100,7 @@ pub fn list(
     style: ListStyle,
     out: &mut dyn Write,
 ) -> Result<(), ToolError> {
-    let image = Image::open(&directory.0)?;
+    let image = Image::open(&directory.taken)?;
     if style == ListStyle::Table {
         let head = ("SHARD", "STATE", "TAIL", "BYTES", "LIFETIME", "CONTENT TYPE", "NAME");
         let (shard, state, tail, bytes, lifetime, content_type, name) = head;

@@ -6,7 +6,7 @@
 //! * [`export`](mod@export), [`import`](mod@import): streams as text, and back; `notation` is what the lines look like.
 //! * [`reshard`](mod@reshard): another number of shards.
 //! * `image`: the state of a directory's streams, and their content in pieces.
-//! * `build`: writes all streams of a directory anew, beside the old files, and puts them into their place in one step.
+//! * `population`: which streams a directory is going to have; `build`: writes all streams of a directory anew, beside the old files, and puts them into their place in one step.
 //!
 //! What only looks changes nothing on the disk. What changes something leaves the old files in use until the new ones are
 //! complete and durable, whenever it is cut off.
@@ -20,6 +20,7 @@ pub(crate) mod image;
 pub mod import;
 pub mod list;
 pub(crate) mod notation;
+pub(crate) mod population;
 pub mod reshard;
 pub mod verify;
 
@@ -28,10 +29,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{Config, StorageMode};
-use crate::storage::StorageError;
 use crate::storage::disk::Disk;
-use crate::storage::layout::ShardCount;
+use crate::storage::layout::{Kind, MANIFEST_FILE, ShardCount};
 use crate::storage::offline::OfflineDirectory;
+use crate::storage::{SHARDS_MAX, StorageError, acid, file};
+use crate::tools::image::Image;
 
 /// Why a tool gave up. One line.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +88,11 @@ impl Progress for () {
 
 /// A data directory that no server has, and that none can take as long as this exists.
 #[derive(Debug)]
-pub struct DataDirectory(OfflineDirectory);
+pub struct DataDirectory {
+    taken: OfflineDirectory,
+    /// What to make if it has no streams yet.
+    new: Option<(Kind, ShardCount)>,
+}
 
 impl DataDirectory {
     /// Takes an existing directory, to look at it. Nothing in it is changed or made.
@@ -94,7 +100,7 @@ impl DataDirectory {
     /// # Errors
     /// If there is none, or if a server or another tool has it.
     pub fn take(root: &Path) -> Result<Self, ToolError> {
-        Ok(Self(OfflineDirectory::take(root)?))
+        Ok(Self { taken: OfflineDirectory::take(root)?, new: None })
     }
 
     /// Takes an existing directory, to change it.
@@ -102,11 +108,11 @@ impl DataDirectory {
     /// # Errors
     /// As [`Self::take`].
     pub fn take_to_change(root: &Path) -> Result<Self, ToolError> {
-        Ok(Self(OfflineDirectory::take_to_change(root, None)?))
+        Ok(Self { taken: OfflineDirectory::take_to_change(root, false)?, new: None })
     }
 
-    /// The same of a directory that is made if it does not exist, for the storage mode and the number of shards that
-    /// the configuration names.
+    /// The same of a directory that may not exist: then it is made for the storage mode and the number of shards that the
+    /// configuration names, once it is clear what goes into it.
     ///
     /// # Errors
     /// As [`Self::take`], and if there is none and the configuration says that streams are kept in RAM.
@@ -114,11 +120,10 @@ impl DataDirectory {
         let storage = &config.storage;
         let kind = match storage.mode {
             StorageMode::Memory => None,
-            StorageMode::Acid => Some(crate::storage::acid::KIND),
-            StorageMode::FileFast | StorageMode::FileDurable => Some(crate::storage::file::KIND),
+            StorageMode::Acid => Some(acid::KIND),
+            StorageMode::FileFast | StorageMode::FileDurable => Some(file::KIND),
         };
-        let is_new = !root.join(crate::storage::layout::MANIFEST_FILE).exists();
-        if kind.is_none() && is_new {
+        if kind.is_none() && !root.join(MANIFEST_FILE).exists() {
             return Err(ToolError::Conflict(format!(
                 "there is no data directory {}, and storage.mode = \"memory\" does not say which kind to make; set \
                  storage.mode",
@@ -126,17 +131,36 @@ impl DataDirectory {
             )));
         }
         let shards = ShardCount { explicit: None, default: storage.acid_shard_count.unwrap_or_else(cores) };
-        Ok(Self(OfflineDirectory::take_to_change(root, kind.filter(|_| is_new).map(|kind| (kind, shards)))?))
+        let taken = OfflineDirectory::take_to_change(root, true)?;
+        Ok(Self { taken, new: kind.map(|kind| (kind, shards)) })
     }
 
     /// Takes all files of a disk that nobody else has.
     #[must_use]
     pub fn on_disk(disk: Arc<dyn Disk>) -> Self {
-        Self(OfflineDirectory::on(disk))
+        Self { taken: OfflineDirectory::on(disk), new: None }
+    }
+
+    /// What it has, which is nothing if it is to be made.
+    fn image_or_none(&self) -> Result<Image, ToolError> {
+        match self.new {
+            Some((kind, shards)) if !self.taken.has_layout()? => {
+                Ok(Image::empty(kind.name, shards.explicit.unwrap_or(shards.default)))
+            }
+            _ => Ok(Image::open(&self.taken)?),
+        }
+    }
+
+    /// Makes it, without streams, if it is new.
+    fn create(&self) -> Result<(), ToolError> {
+        if let Some((kind, shards)) = self.new {
+            self.taken.create(kind, shards)?;
+        }
+        Ok(())
     }
 }
 
 /// Number of cores available to this process.
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(crate::storage::SHARDS_MAX)
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(SHARDS_MAX)
 }

@@ -132,7 +132,7 @@ pub fn verify(
     tell: &mut dyn FnMut(&Finding),
 ) -> Summary {
     let mut report = Report { summary: Summary::default(), tell };
-    let (layout, catalogs) = match directory.0.look() {
+    let (layout, catalogs) = match directory.taken.look() {
         Ok(looked) => looked,
         Err(error) => {
             report.add(Finding::error(error.to_string()));
@@ -153,7 +153,7 @@ pub fn verify(
     }
     families::check(&shards, &mut report);
     let opened = catalogs.directory().disk();
-    stray::check(&**directory.0.disk(), &**opened, &layout, &mut report);
+    stray::check(&**directory.taken.disk(), &**opened, &layout, &mut report);
     progress.end();
     report.summary
 }

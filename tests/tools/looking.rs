@@ -15,7 +15,7 @@ fn looking_at_a_directory_changes_no_byte_of_it_even_if_the_server_was_killed() 
             if is_killed {
                 server.kill9()
             } else {
-                drop(server.terminate())
+                assert!(server.terminate().success())
             }
             let data = server.directory().join("data");
             // What a crash leaves: a segment that is in no catalog, and a draft.

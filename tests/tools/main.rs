@@ -2,8 +2,10 @@
 //!
 //! * `stock`: streams with everything that a stream can have, and what a client sees of them.
 //! * `looking`: `list` and `verify`, and that they leave the directory alone.
+//! * `carrying`: `export`, `import` and `reshard`.
 //! * `damage`: what `verify` says of damaged files.
 
+mod carrying;
 mod damage;
 mod looking;
 mod stock;
@@ -21,7 +23,8 @@ use support::{path_text, server_command};
 const MODES: [&str; 3] = ["acid", "file-durable", "file-fast"];
 
 /// Every command, as it may be called.
-const COMMANDS: [&[&str]; 2] = [&["verify"], &["list"]];
+const COMMANDS: [&[&str]; 5] =
+    [&["verify"], &["list"], &["export"], &["import", "/dev/null"], &["reshard", "--to", "5"]];
 
 /// Runs a command on a data directory.
 fn tool(directory: &Path, arguments: &[&str]) -> Output {

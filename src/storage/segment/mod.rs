@@ -1,7 +1,7 @@
 //! Segments: immutable files that hold the settled content of many streams, and what finds it in them.
 //!
 //! * `format`: the bytes of a file.
-//! * `writer`: writes a file from front to back.
+//! * `writer`: writes a file from front to back; `draft`: the same for those who have the content in pieces.
 //! * `file`: a file that exists: opening, descriptors, verified reading of its blocks.
 //! * `index`: which run of which segment holds which positions of a stream, in RAM.
 //! * `store`: the segments of one shard: writing, publishing, forgetting, cutting.
@@ -73,6 +73,7 @@
 use bytes::Bytes;
 
 mod choose;
+mod draft;
 mod file;
 mod format;
 mod index;
@@ -88,6 +89,7 @@ mod writer;
 pub(crate) use choose::RewritePlan;
 #[cfg(test)]
 pub(crate) use choose::RewritePolicy;
+pub(crate) use draft::SegmentDraft;
 pub(crate) use format::id_of_file_name;
 pub(crate) use open::{Examined, examine};
 pub(crate) use store::SegmentStore;

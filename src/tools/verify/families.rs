@@ -52,7 +52,8 @@ impl Families<'_> {
                 Referred::Missing => wrong(format!("its content up to {end} was that of {}", Id(stream))),
                 Referred::Known(ancestor) if ancestor.state.tail < end => wrong(format!(
                     "it takes content up to {end} from {:?}, which ends at {}",
-                    ancestor.name, ancestor.state.tail
+                    ancestor.name.as_str(),
+                    ancestor.state.tail
                 )),
                 Referred::Known(_) | Referred::Unreadable => {}
             }
@@ -69,18 +70,22 @@ impl Families<'_> {
             Referred::Known(source) => source,
         };
         if source.name != fork.source {
-            wrong(format!("its source is {:?}, and should be {:?}", source.name, fork.source));
+            wrong(format!(
+                "its source is {:?}, and should be {:?}",
+                source.name.as_str(),
+                fork.source.as_str()
+            ));
         }
         if !source.state.pins().any(|pin| pin == own) {
-            wrong(format!("its source {:?} has no pin for it", source.name));
+            wrong(format!("its source {:?} has no pin for it", source.name.as_str()));
         }
         if source.state.tail < fork.point {
             let tail = source.state.tail;
-            wrong(format!("it forks {:?} at {}, which ends at {tail}", source.name, fork.point));
+            wrong(format!("it forks {:?} at {}, which ends at {tail}", source.name.as_str(), fork.point));
         }
         let inherited = source.state.fork.as_ref().map_or(&[][..], |fork| &fork.lineage);
         if lineage(fork.source_ref, inherited, fork.point) != fork.lineage {
-            wrong(format!("its lineage is not what follows from its source {:?}", source.name));
+            wrong(format!("its lineage is not what follows from its source {:?}", source.name.as_str()));
         }
     }
 

@@ -199,6 +199,7 @@ impl ShardCheck<'_, '_> {
         }
         for (name, ids) in doubled_names(streams) {
             let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+            let name = name.as_str();
             self.error(format!("the name {name:?} is there more than once, as streams {}", ids.join(", ")));
         }
     }
