@@ -1,21 +1,25 @@
 //! The command line: arguments in, exit codes out.
 //!
+//! Without a command it serves. The commands are `tools`.
+//!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | a clean stop, or what was asked for was printed |
-//! | 1 | the server could not start, or failed |
+//! | 0 | a clean stop, or what was asked for was done |
+//! | 1 | the server or the command could not start, or failed; `verify` found errors |
 //! | 2 | the arguments or the configuration are wrong |
+
+mod backup;
+mod progress;
+mod tools;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 use crate::config::{ConfigLoadOptions, Loaded};
-
-mod backup;
 
 const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
@@ -24,16 +28,19 @@ const MISUSED: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(name = "durable-streams-server", version)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<tools::Command>,
+
     /// Profile: default, dev, prod, prod-tls, or any name with a file in the configuration directory
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true)]
     profile: Option<String>,
 
     /// TOML file that overrides the standard files
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
 
     /// Directory of the standard files [default: config]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     config_dir: Option<PathBuf>,
 
     /// Print the effective configuration with the source of each value, and stop
@@ -43,16 +50,6 @@ struct Arguments {
     /// Check the configuration, and stop
     #[arg(long, conflicts_with = "print_config")]
     check_config: bool,
-
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// What there is to do besides serving.
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Copy the data directory, also of a running server, into an empty directory
-    Backup(backup::Arguments),
 }
 
 /// Runs the program: reads the arguments and the configuration, sets up the log, serves until told to stop.
@@ -78,9 +75,10 @@ pub fn run() -> ExitCode {
     if arguments.check_config {
         return print(&"the configuration is right\n");
     }
-    if let Some(command) = arguments.command {
-        return match command {
-            Command::Backup(arguments) => backup::run(arguments, loaded.config),
+    if let Some(command) = &arguments.command {
+        return match tools::run(command, &loaded.config) {
+            Ok(code) => code,
+            Err(error) => fail(FAILED, &error),
         };
     }
     if let Err(error) = crate::telemetry::init(&loaded.config.log) {

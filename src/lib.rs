@@ -15,6 +15,7 @@
 //! | [`server`] | listens, accepts, speaks TLS, and starts and stops everything in order | sockets and threads; no rule of the protocol |
 //! | [`http`] | makes engine requests of HTTP requests, and status codes of their outcome | axum, headers, status codes; no files |
 //! | [`engine`] | routes requests to shards, commits in groups, wakes live readers, holds quotas | threads, mailboxes, time; neither HTTP nor redb |
+//! | [`tools`] | looks at, checks and rewrites a data directory that no server has | storage and state of streams; no threads, no HTTP |
 //! | [`stream`] | decides what a request does to one stream: `(state, command, now) → decision` | the rules of one stream; no clock, no input or output |
 //! | [`storage`] | keeps groups of frames and settled content, and finds them again | frames, redb, files; neither HTTP nor tokio |
 //! | [`protocol`] | reads and writes each notation of the protocol | text and bytes; no state |
@@ -69,6 +70,7 @@ pub mod server;
 pub mod storage;
 pub mod stream;
 pub mod telemetry;
+pub mod tools;
 
 pub use crate::config::{AcidBackend, Config, ConfigError, ConfigLoadOptions, StorageMode};
 pub use crate::engine::api::Health;

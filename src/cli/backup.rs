@@ -12,24 +12,12 @@ use crate::config::Config;
 use crate::engine::backup_offline;
 use crate::storage::backup::{BackupProgress, BackupSummary};
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// Directory to write into: empty, or to be made
-    #[arg(value_name = "DIR")]
-    target: PathBuf,
-
-    /// The data directory [default: storage.data_dir of the configuration]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
-
-pub(super) fn run(arguments: Arguments, mut config: Config) -> ExitCode {
-    if let Some(data_dir) = arguments.data_dir {
-        config.storage.data_dir = data_dir;
-    }
-    let target = match std::path::absolute(&arguments.target) {
+pub(super) fn run(data_dir: PathBuf, target: &Path, config: &Config) -> ExitCode {
+    let mut config = config.clone();
+    config.storage.data_dir = data_dir;
+    let target = match std::path::absolute(target) {
         Ok(target) => target,
-        Err(error) => return fail(FAILED, &format_args!("{}: {error}", arguments.target.display())),
+        Err(error) => return fail(FAILED, &format_args!("{}: {error}", target.display())),
     };
     let bar = Bar::new();
     let outcome = of_running(&config, &target, &bar).and_then(|made| match made {

@@ -81,6 +81,9 @@ pub enum InvalidName {
     /// `.` or `..`
     #[error("the stream name has a segment that is \".\" or \"..\"")]
     DotSegment,
+    /// The first segment is that of the control API. A path with it is [`Target::Reserved`].
+    #[error("the stream name is reserved")]
+    Reserved,
     /// Longer than [`NameLimits::max_bytes`].
     #[error("the stream name is longer than {max} bytes")]
     TooLong {
@@ -112,10 +115,26 @@ pub fn parse_path(encoded: &str, limits: &NameLimits) -> Result<Target, InvalidN
         return Ok(Target::Reserved);
     }
     let decoded = percent_decode(encoded).map_err(|_| InvalidName::BadPercentEncoding)?;
+    let name = check_bytes(&decoded, limits)?;
+    Ok(Target::Stream(StreamName(name.into())))
+}
+
+/// Checks a name that is decoded already, reserved ones included.
+pub fn check_name(name: &str, limits: &NameLimits) -> Result<(), InvalidName> {
+    if name.is_empty() {
+        return Err(InvalidName::Empty);
+    }
+    if name.as_bytes().split(|&byte| byte == b'/').next() == Some(RESERVED_SEGMENT) {
+        return Err(InvalidName::Reserved);
+    }
+    check_bytes(name.as_bytes(), limits).map(drop)
+}
+
+fn check_bytes<'a>(decoded: &'a [u8], limits: &NameLimits) -> Result<&'a str, InvalidName> {
     if decoded.len() > limits.max_bytes {
         return Err(InvalidName::TooLong { max: limits.max_bytes });
     }
-    let name = std::str::from_utf8(&decoded).map_err(|_| InvalidName::NotUtf8)?;
+    let name = std::str::from_utf8(decoded).map_err(|_| InvalidName::NotUtf8)?;
     if name.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(InvalidName::ControlCharacter);
     }
@@ -129,7 +148,7 @@ pub fn parse_path(encoded: &str, limits: &NameLimits) -> Result<Target, InvalidN
             _ => {}
         }
     }
-    Ok(Target::Stream(StreamName(name.into())))
+    Ok(name)
 }
 
 /// Whether the first decoded segment is `__ds`, whatever follows.

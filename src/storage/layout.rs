@@ -4,9 +4,12 @@
 //! <data_dir>/
 //!   LOCK            held exclusively (flock) while any part of the storage is open
 //!   layout.json     {"format_version":1,"storage":"acid","shard_count":N,"hash":"xxh3-64/seed0"}
-//!   shard-00/ …     one directory per shard
+//!   shard-00/ …     one directory per shard; `shard-00-g1` and so on in later generations
 //!   admin.sock      of a running server: see `server::admin`
 //! ```
+//!
+//! A *generation* is one set of shard directories. The manifest names the one in use, so that replacing the manifest puts
+//! another one into its place, all shards at once: see `generation`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -17,13 +20,13 @@ use serde::{Deserialize, Serialize};
 
 use super::backup::UNFINISHED_FILE;
 use super::disk::{Disk, OpenMode, RealDisk};
-use super::{SHARDS_MAX, StorageError};
+use super::{SHARDS_MAX, StorageError, generation};
 
 /// Version of the layout, and of every format below it.
 pub(crate) const FORMAT_VERSION: u64 = 1;
 
-const LOCK_FILE: &str = "LOCK";
-const MANIFEST_FILE: &str = "layout.json";
+pub(crate) const LOCK_FILE: &str = "LOCK";
+pub(crate) const MANIFEST_FILE: &str = "layout.json";
 const MANIFEST_FILE_NEW: &str = "layout.json.new";
 /// Longest manifest that is read. Bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024;
@@ -39,6 +42,23 @@ struct Manifest {
     storage: String,
     shard_count: usize,
     hash: String,
+    #[serde(default, skip_serializing_if = "is_first_generation")]
+    generation: u64,
+}
+
+fn is_first_generation(generation: &u64) -> bool {
+    *generation == 0
+}
+
+/// Which files of a data directory hold its streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// [`Kind::name`].
+    pub(crate) storage: String,
+    /// Number of shards.
+    pub(crate) shard_count: usize,
+    /// The set of shard directories that is in use.
+    pub(crate) generation: u64,
 }
 
 /// The only field that every version of the manifest has.
@@ -63,6 +83,7 @@ pub(crate) struct DataDirectory {
     /// What paths are printed below.
     root: PathBuf,
     shard_count: usize,
+    generation: u64,
     /// Locked for as long as it is open. Never deleted: a second process could lock a successor under the same name.
     _lock: Option<File>,
 }
@@ -80,8 +101,7 @@ impl DataDirectory {
     /// Locks the directory; makes it if it is new.
     pub(crate) fn open(root: &Path, kind: Kind, shards: ShardCount) -> Result<Self, StorageError> {
         shards.check()?;
-        create_dir_durably(root)?;
-        let lock = lock(root)?;
+        let lock = lock_or_create(root)?;
         Self::open_on(Arc::new(RealDisk::new(root)), root, Some(lock), kind, shards)
     }
 
@@ -95,6 +115,17 @@ impl DataDirectory {
         Self::open_on(disk, Path::new(""), None, kind, shards)
     }
 
+    /// The same of a directory that the caller has locked.
+    pub(crate) fn open_held(
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        kind: Kind,
+        shards: ShardCount,
+    ) -> Result<Self, StorageError> {
+        shards.check()?;
+        Self::open_on(disk, root, None, kind, shards)
+    }
+
     fn open_on(
         disk: Arc<dyn Disk>,
         root: &Path,
@@ -102,16 +133,18 @@ impl DataDirectory {
         kind: Kind,
         shards: ShardCount,
     ) -> Result<Self, StorageError> {
-        let mut directory = Self { disk, root: root.to_owned(), shard_count: 0, _lock: lock };
+        let mut directory = Self { disk, root: root.to_owned(), shard_count: 0, generation: 0, _lock: lock };
         directory.shard_count = match directory.read_manifest()? {
             Some(manifest) => {
                 directory.check_manifest(&manifest, kind, shards.explicit)?;
+                directory.generation = manifest.generation;
                 for shard in 0..manifest.shard_count {
                     directory.check_shard_file(shard, kind)?;
                     // Whoever gave a file its name may have been stopped before that was durable.
-                    directory.sync_dir(&shard_dir(shard))?;
+                    directory.sync_dir(&directory.shard_dir(shard))?;
                 }
                 directory.sync_dir(Path::new(""))?;
+                generation::remove_others_if_possible(&*directory.disk, manifest.generation);
                 manifest.shard_count
             }
             None => {
@@ -127,6 +160,42 @@ impl DataDirectory {
             }
         };
         Ok(directory)
+    }
+
+    /// A look at a directory that somebody else has locked. Checks nothing but what the manifest says.
+    pub(crate) fn view(disk: Arc<dyn Disk>, root: &Path) -> Result<Option<(Self, Layout)>, StorageError> {
+        let mut directory = Self { disk, root: root.to_owned(), shard_count: 0, generation: 0, _lock: None };
+        let Some(manifest) = directory.read_manifest()? else { return Ok(None) };
+        directory.check_contents(&manifest)?;
+        directory.shard_count = manifest.shard_count;
+        directory.generation = manifest.generation;
+        let Manifest { storage, shard_count, generation, .. } = manifest;
+        Ok(Some((directory, Layout { storage, shard_count, generation })))
+    }
+
+    /// Makes the shards of another generation, which nothing says to be in use before [`Self::put_in_use`].
+    pub(crate) fn begin_generation(
+        disk: Arc<dyn Disk>,
+        root: &Path,
+        kind: Kind,
+        layout: &Layout,
+    ) -> Result<Self, StorageError> {
+        let &Layout { shard_count, generation, .. } = layout;
+        let directory = Self { disk, root: root.to_owned(), shard_count, generation, _lock: None };
+        for shard in 0..shard_count {
+            directory.create_shard(shard, kind)?;
+        }
+        Ok(directory)
+    }
+
+    /// Makes this generation the one in use, durably and in one step. All of its files have to be durable.
+    pub(crate) fn put_in_use(&self, kind: Kind) -> Result<(), StorageError> {
+        self.write_manifest(kind, self.shard_count)
+    }
+
+    /// Directory of a shard, below the data directory.
+    pub(crate) fn shard_dir(&self, shard: usize) -> PathBuf {
+        shard_dir(self.generation, shard)
     }
 
     /// Number of shards that the directory was made for.
@@ -161,7 +230,7 @@ impl DataDirectory {
     }
 
     fn check_shard_file(&self, shard: usize, kind: Kind) -> Result<(), StorageError> {
-        let path = shard_dir(shard).join(kind.shard_file);
+        let path = self.shard_dir(shard).join(kind.shard_file);
         match self.disk.open(&path, OpenMode::Read) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StorageError::Layout(format!(
@@ -181,7 +250,7 @@ impl DataDirectory {
     }
 
     fn create_shard(&self, shard: usize, kind: Kind) -> Result<(), StorageError> {
-        let dir = shard_dir(shard);
+        let dir = self.shard_dir(shard);
         self.disk.create_dir(&dir).map_err(self.failed("creating", &dir))?;
         let path = dir.join(kind.shard_file);
         let create = || self.disk.open(&path, OpenMode::Create)?.sync_data();
@@ -221,14 +290,8 @@ impl DataDirectory {
         kind: Kind,
         explicit_shards: Option<usize>,
     ) -> Result<(), StorageError> {
+        self.check_contents(manifest)?;
         let path = self.root.join(MANIFEST_FILE);
-        if manifest.hash != SHARD_HASH {
-            return Err(StorageError::Layout(format!(
-                "{} names the hash {:?}, this program knows {SHARD_HASH:?} only",
-                path.display(),
-                manifest.hash
-            )));
-        }
         if manifest.storage != kind.name {
             return Err(StorageError::Layout(format!(
                 "{} says that the directory holds {:?} storage, and storage.mode asks for {:?}; use another data \
@@ -238,6 +301,28 @@ impl DataDirectory {
                 kind.name
             )));
         }
+        match explicit_shards {
+            Some(explicit) if explicit != manifest.shard_count => Err(StorageError::Layout(format!(
+                "storage.acid_shard_count is {explicit}, but the data directory {} was made with {} shards; keep {}, \
+                 or change the directory with `durable-streams-server reshard --to {explicit}`",
+                self.root.display(),
+                manifest.shard_count,
+                manifest.shard_count
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what does not depend on what is asked for.
+    fn check_contents(&self, manifest: &Manifest) -> Result<(), StorageError> {
+        let path = self.root.join(MANIFEST_FILE);
+        if manifest.hash != SHARD_HASH {
+            return Err(StorageError::Layout(format!(
+                "{} names the hash {:?}, this program knows {SHARD_HASH:?} only",
+                path.display(),
+                manifest.hash
+            )));
+        }
         if !(1..=SHARDS_MAX).contains(&manifest.shard_count) {
             return Err(StorageError::Layout(format!(
                 "{} says that there are {} shards; there can be 1 to {SHARDS_MAX}",
@@ -245,16 +330,7 @@ impl DataDirectory {
                 manifest.shard_count,
             )));
         }
-        match explicit_shards {
-            Some(explicit) if explicit != manifest.shard_count => Err(StorageError::Layout(format!(
-                "storage.acid_shard_count is {explicit}, but the data directory {} was made with {} shards; keep {}, \
-                 or change the directory with `durable-streams-server reshard`",
-                self.root.display(),
-                manifest.shard_count,
-                manifest.shard_count
-            ))),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// The manifest comes last in a backup, too.
@@ -292,6 +368,7 @@ impl DataDirectory {
             storage: kind.name.to_owned(),
             shard_count,
             hash: SHARD_HASH.to_owned(),
+            generation: self.generation,
         };
         let mut text = serde_json::to_string_pretty(&manifest).map_err(|error| StorageError::Io {
             context: "encoding the manifest".to_owned(),
@@ -325,7 +402,13 @@ pub(crate) fn write_manifest_to(
     kind: Kind,
     shard_count: usize,
 ) -> Result<(), StorageError> {
-    let directory = DataDirectory { disk: Arc::clone(disk), root: root.to_owned(), shard_count, _lock: None };
+    let directory = DataDirectory {
+        disk: Arc::clone(disk),
+        root: root.to_owned(),
+        shard_count,
+        generation: 0,
+        _lock: None,
+    };
     directory.write_manifest(kind, shard_count)
 }
 
@@ -347,13 +430,39 @@ pub(crate) fn is_complete(root: &Path) -> bool {
 /// [`StorageError::Layout`] if the manifest is malformed or of another version; whatever the file system says.
 pub(crate) fn storage_name(root: &Path) -> Result<Option<String>, StorageError> {
     let disk = Arc::new(RealDisk::new(root));
-    let directory = DataDirectory { disk, root: root.to_owned(), shard_count: 0, _lock: None };
+    let directory = DataDirectory { disk, root: root.to_owned(), shard_count: 0, generation: 0, _lock: None };
     Ok(directory.read_manifest()?.map(|manifest| manifest.storage))
 }
 
-/// Directory of a shard, below the data directory.
-pub(crate) fn shard_dir(shard: usize) -> PathBuf {
-    format!("shard-{shard:02}").into()
+/// Directory of a shard in a generation, below the data directory.
+pub(crate) fn shard_dir(generation: u64, shard: usize) -> PathBuf {
+    match generation {
+        0 => format!("shard-{shard:02}").into(),
+        _ => format!("shard-{shard:02}-g{generation}").into(),
+    }
+}
+
+/// Locks an existing data directory for somebody who may not want to change it. Nothing is made, except by a server that
+/// may be at work in it: a directory without a lock file has none.
+///
+/// # Errors
+/// [`StorageError::Locked`] if another process has it; [`StorageError::Layout`] if there is no such directory.
+pub(crate) fn lock_existing(root: &Path) -> Result<Option<File>, StorageError> {
+    if !root.is_dir() {
+        return Err(StorageError::Layout(format!("there is no data directory {}", root.display())));
+    }
+    let path = root.join(LOCK_FILE);
+    match File::open(&path) {
+        Ok(file) => try_lock(root, file).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_failed("opening", &path)(error)),
+    }
+}
+
+/// Locks a data directory that is to be changed, making it if need be.
+pub(crate) fn lock_or_create(root: &Path) -> Result<File, StorageError> {
+    create_dir_durably(root)?;
+    lock(root)
 }
 
 fn lock(root: &Path) -> Result<File, StorageError> {
@@ -365,6 +474,11 @@ fn lock(root: &Path) -> Result<File, StorageError> {
         .truncate(false)
         .open(&path)
         .map_err(io_failed("opening", &path))?;
+    try_lock(root, file)
+}
+
+fn try_lock(root: &Path, file: File) -> Result<File, StorageError> {
+    let path = root.join(LOCK_FILE);
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StorageError::Locked(root.display().to_string())),

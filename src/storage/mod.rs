@@ -24,6 +24,9 @@
 //! * `room`: what room there is on the disk, and when the commit thread looks.
 //! * [`acid`]: journal and catalog in one redb database per shard.
 //! * `file`: journal and catalog in files of our own.
+//! * `replay`: from records and journal to the state of streams.
+//! * `offline`: a data directory that no server has.
+//! * `generation`: one set of shard directories beside another, and which of them counts.
 //!
 //! Storage knows stream ids, positions and opaque bytes. It knows no protocol rules and no runtime.
 
@@ -33,6 +36,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use layout::DataDirectory;
 pub use room::{DiskRoom, FreeSpaceProbe};
 pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
 pub(crate) use segment::SegmentMeta;
@@ -45,8 +49,11 @@ pub(crate) mod committer;
 pub mod disk;
 pub(crate) mod file;
 pub(crate) mod frame;
+pub(crate) mod generation;
 pub(crate) mod layout;
+pub(crate) mod offline;
 pub(crate) mod record;
+pub(crate) mod replay;
 mod room;
 pub(crate) mod segment;
 pub(crate) mod settler;
@@ -171,6 +178,50 @@ pub(crate) struct OpenedShard {
     pub(crate) segments: Arc<SegmentStore>,
     /// What journal and catalog hold.
     pub(crate) recovered: Recovered,
+}
+
+/// A shard's journal and catalog, as they were opened, without the content.
+pub(crate) struct OpenedCatalog {
+    /// Journal and catalog.
+    pub(crate) log: Box<dyn CommitLog>,
+    /// What they hold.
+    pub(crate) recovered: Recovered,
+    /// The segments that hold content.
+    pub(crate) segments: Vec<SegmentMeta>,
+    /// No segment id at or above this one was given out when the last checkpoint was made.
+    pub(crate) next_segment_id: u64,
+    /// Bytes of commits and checkpoints that a crash cut off, and that nobody was told of.
+    pub(crate) dropped_bytes: u64,
+}
+
+/// What storage modes differ in when a shard is opened.
+pub(crate) trait Catalogs {
+    /// The data directory.
+    fn directory(&self) -> &Arc<DataDirectory>;
+    /// Opens journal and catalog of one shard. Idempotent: a crash during it loses nothing.
+    fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError>;
+    /// Reads what [`Self::open_catalog`] has no need to look at, and checks it.
+    fn check_pages(&self, shard: usize) -> Result<(), StorageError> {
+        let _ = shard;
+        Ok(())
+    }
+}
+
+/// Opens a shard as a whole.
+pub(crate) fn open_shard<C: Catalogs + ?Sized>(
+    catalogs: &C,
+    shard: usize,
+) -> Result<OpenedShard, StorageError> {
+    let OpenedCatalog { log, recovered, segments, next_segment_id, .. } = catalogs.open_catalog(shard)?;
+    let directory = catalogs.directory();
+    let mut kept = Vec::with_capacity(recovered.streams.len());
+    for stream in &recovered.streams {
+        kept.push((stream.id, record::settled_range(&stream.record)?));
+    }
+    let disk = Arc::clone(directory.disk());
+    let segments =
+        SegmentStore::open(disk, shard, directory.shard_dir(shard), &segments, next_segment_id, kept)?;
+    Ok(OpenedShard { log, segments: Arc::new(segments), recovered })
 }
 
 /// Opens shards: at start, and again after a failed commit.

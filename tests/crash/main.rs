@@ -94,6 +94,17 @@ fn interrupt_a_start(server: &ServerProcess, mode: &str) {
     child.wait().expect("a killed child can be waited for");
 }
 
+/// All that a server left fits together, whatever ended it.
+#[track_caller]
+fn verify(server: &ServerProcess) {
+    let output = server_command(server.directory())
+        .args(["verify", "--data-dir", "data"])
+        .output()
+        .expect("the server's binary can be started");
+    let found = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{found}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn whatever_acid_acknowledged_survives_kill_9_once_and_in_order() {
     kill_again_and_again("acid");
@@ -134,11 +145,16 @@ fn kill_again_and_again(mode: &str) {
         for _ in 0..round % 3 {
             interrupt_a_start(&server, mode);
         }
+        if round % 4 == 0 {
+            verify(&server);
+        }
         server.restart();
         let mut client = server.client();
         writers::check(&mut client, &mut writers);
         garden.check(&mut client);
     }
+    server.terminate();
+    verify(&server);
     let total: u64 = writers.iter().map(Writer::acknowledged).sum();
     assert!(total >= PROGRESS * ROUNDS as u64 / 2, "{total} records in all");
 }

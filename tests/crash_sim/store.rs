@@ -7,6 +7,8 @@ use durable_streams_server::engine::api::Storage;
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage};
 use durable_streams_server::storage::StorageError;
+use durable_streams_server::tools::verify::Severity;
+use durable_streams_server::tools::{self, DataDirectory};
 
 use crate::sim_disk::SimDisk;
 
@@ -41,4 +43,16 @@ pub(crate) fn open(
         StorageMode::FileDurable => Arc::new(FileStorage::open_with(&config, &options)?),
         _ => Arc::new(AcidStorage::open_with(&config, &options)?),
     })
+}
+
+/// Everything on the disk fits together. Nobody may have it open.
+pub(crate) fn verify(disk: &SimDisk) {
+    let mut errors = Vec::new();
+    let directory = DataDirectory::on_disk(Arc::new(disk.clone()));
+    tools::verify::verify(&directory, &mut (), &mut |finding| {
+        if finding.severity == Severity::Error {
+            errors.push(finding.to_string());
+        }
+    });
+    assert!(errors.is_empty(), "{errors:#?}");
 }

@@ -280,6 +280,10 @@ impl Disk for SimDisk {
         self.lock().call(Call::CreateDir, path, |state| state.create_dir(path))
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.lock().call(Call::Remove, path, |state| state.remove_dir(path))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
         let state = self.lock();
         state.look()?;

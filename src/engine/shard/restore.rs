@@ -1,19 +1,17 @@
 //! From what storage holds to a shard at work. Used at start and after a failed commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use crate::engine::live::{Ended, TopicNews};
 use crate::engine::request::Parcel;
 use crate::engine::shard::entry::Entry;
 use crate::engine::shard::{Phase, RamMap, Shard};
 use crate::storage::committer::Committer;
-use crate::storage::{ColdReader, Recovered, RecoveredStream, StorageError, frame, record};
-use crate::stream::event::Event;
+use crate::storage::record::Record;
+use crate::storage::replay::{self, ReplayTarget};
+use crate::storage::{ColdReader, Recovered, StorageError};
+use crate::stream::event::{Creation, Event};
 use crate::stream::expiry::renewal_lag_ms;
-use crate::stream::producer::ProducerState;
 
 impl Shard {
     /// Gives a new shard its storage. To be followed by [`Self::restore`].
@@ -29,21 +27,7 @@ impl Shard {
     ) -> Result<(), StorageError> {
         self.forget_everything();
         self.reader = Some(reader);
-        for stream in recovered.streams {
-            self.restore_stream(stream)?;
-        }
-        let mut orphans = HashSet::new();
-        for (group, frames) in recovered.groups {
-            self.settling.add_group(group, frames.len() as u64);
-            for (id, event) in frame::decode_all(frames)? {
-                self.replay(id, event, group, &mut orphans);
-            }
-        }
-        if let Some(id) = orphans.iter().next() {
-            return Err(StorageError::Corrupt(format!(
-                "the journal speaks of stream {id}, which does not exist"
-            )));
-        }
+        replay::replay(recovered.streams, recovered.groups, self)?;
         self.next_stream_id = self.next_stream_id.max(recovered.next_stream_id);
         self.group.seq = self.group.seq.max(recovered.next_group);
         self.durable_group = self.group.seq - 1;
@@ -59,77 +43,6 @@ impl Shard {
         self.held_open.clear();
         self.aging.clear();
         self.settling = super::Settling::default();
-    }
-
-    fn restore_stream(&mut self, stream: RecoveredStream) -> Result<(), StorageError> {
-        let RecoveredStream { id, record, producers } = stream;
-        let record = record::decode(record)?;
-        let mut state = record.state;
-        for (producer, epoch, seq) in producers {
-            let id = Bytes::copy_from_slice(&producer);
-            state.producers.set(id, ProducerState { epoch, seq, group: record.group });
-        }
-        self.names.insert(record.name.clone(), id);
-        self.next_stream_id = self.next_stream_id.max(id + 1);
-        self.streams.insert(id, Box::new(Entry::restored(record.name, state, record.settled, record.group)));
-        Ok(())
-    }
-
-    /// Applies one event of the journal, unless a checkpoint contains it already. `orphans` are streams that events
-    /// speak of and nothing else: removed ones, whose removal is still to come.
-    fn replay(&mut self, id: u64, mut event: Event, group: u64, orphans: &mut HashSet<u64>) {
-        if let Event::Created(creation) = &mut event {
-            // Copied, as all content that stays: it would keep the whole group's buffer in RAM.
-            creation.payload = creation.payload.detached();
-            self.next_stream_id = self.next_stream_id.max(id + 1);
-            if !self.streams.contains_key(&id) {
-                let entry = Entry::new(creation);
-                self.settling.recent_bytes += entry.recent.len();
-                self.names.insert(creation.name.clone(), id);
-                self.streams.insert(id, Box::new(entry));
-                self.replayed(id, group);
-            }
-            return;
-        }
-        let Some(entry) = self.streams.get_mut(&id) else {
-            if matches!(event, Event::Removed) {
-                orphans.remove(&id);
-                self.settling.removed.push_back((id, group));
-            } else {
-                orphans.insert(id);
-            }
-            return;
-        };
-        if group <= entry.settled_group {
-            return;
-        }
-        if let Event::Appended(append) = &mut event {
-            append.payload = append.payload.detached();
-            let before = entry.recent.len();
-            entry.push(&append.payload);
-            self.settling.recent_bytes += entry.recent.len() - before;
-            entry.stored_renewal_ms = append.at_ms;
-        }
-        if let Event::Renewed { at_ms } = event {
-            entry.stored_renewal_ms = at_ms;
-        }
-        let released = entry.state.released();
-        entry.state.apply(&event, group);
-        if entry.state.released() > released {
-            // Everything that is replayed is durable.
-            self.settling.recent_bytes -= entry.recent.release_before(entry.state.released());
-            self.settling.note_release(id, self.shared.clock.now_ms());
-        }
-        if matches!(event, Event::Removed) {
-            let entry = self.streams.remove(&id).expect("it was just looked at");
-            self.settling.recent_bytes -= entry.recent.len();
-            if self.names.get(&entry.name) == Some(&id) {
-                self.names.remove(&entry.name);
-            }
-            self.settling.removed.push_back((id, group));
-            return;
-        }
-        self.replayed(id, group);
     }
 
     fn replayed(&mut self, id: u64, group: u64) {
@@ -186,5 +99,65 @@ impl Shard {
                 self.send(origin, Parcel::News(topic, news.clone()));
             }
         }
+    }
+}
+
+impl ReplayTarget for Shard {
+    fn has_group(&mut self, group: u64, bytes: u64) {
+        self.settling.add_group(group, bytes);
+    }
+
+    fn checkpointed(&mut self, id: u64, record: Record) {
+        let Record { name, state, settled, group } = record;
+        self.names.insert(name.clone(), id);
+        self.next_stream_id = self.next_stream_id.max(id + 1);
+        self.streams.insert(id, Box::new(Entry::restored(name, state, settled, group)));
+    }
+
+    fn created(&mut self, id: u64, mut creation: Creation, group: u64) {
+        // Copied, as all content that stays: it would keep the whole group's buffer in RAM.
+        creation.payload = creation.payload.detached();
+        self.next_stream_id = self.next_stream_id.max(id + 1);
+        let entry = Entry::new(&creation);
+        self.settling.recent_bytes += entry.recent.len();
+        self.names.insert(creation.name.clone(), id);
+        self.streams.insert(id, Box::new(entry));
+        self.replayed(id, group);
+    }
+
+    fn settled_group(&self, id: u64) -> Option<u64> {
+        self.streams.get(&id).map(|entry| entry.settled_group)
+    }
+
+    fn changed(&mut self, id: u64, mut event: Event, group: u64) {
+        let entry = self.streams.get_mut(&id).expect("only events of streams that are there come here");
+        if let Event::Appended(append) = &mut event {
+            append.payload = append.payload.detached();
+            let before = entry.recent.len();
+            entry.push(&append.payload);
+            self.settling.recent_bytes += entry.recent.len() - before;
+            entry.stored_renewal_ms = append.at_ms;
+        }
+        if let Event::Renewed { at_ms } = event {
+            entry.stored_renewal_ms = at_ms;
+        }
+        let released = entry.state.released();
+        entry.state.apply(&event, group);
+        if entry.state.released() > released {
+            // Everything that is replayed is durable.
+            self.settling.recent_bytes -= entry.recent.release_before(entry.state.released());
+            self.settling.note_release(id, self.shared.clock.now_ms());
+        }
+        self.replayed(id, group);
+    }
+
+    fn removed(&mut self, id: u64, group: u64) {
+        if let Some(entry) = self.streams.remove(&id) {
+            self.settling.recent_bytes -= entry.recent.len();
+            if self.names.get(&entry.name) == Some(&id) {
+                self.names.remove(&entry.name);
+            }
+        }
+        self.settling.removed.push_back((id, group));
     }
 }

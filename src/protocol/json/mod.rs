@@ -8,12 +8,15 @@
 //! - `value`: the grammar of one value, checked without recursion
 //! - `text`: strings, the bulk of most JSON, skipped many bytes at a time
 //! - `stored`: boundaries between stored messages, which are trusted
+//! - `check`: stored content that is not trusted
 
+mod check;
 mod split;
 mod stored;
 mod text;
 mod value;
 
+pub use check::{ContentCheck, InvalidContent};
 pub use split::{JsonBody, MARK_STEP, parse_body};
 pub use stored::{first_message_len, floor_boundary, is_boundary, skip_messages};
 

@@ -69,6 +69,13 @@ fn checked_escape_end(bytes: &[u8], at: usize) -> Result<usize, JsonError> {
     }
 }
 
+/// Position of the first byte from `at` on that is not plain ASCII text: a quote, a backslash, a control character or a part
+/// of a longer character.
+pub(super) fn skip_plain_text(bytes: &[u8], at: usize) -> usize {
+    let is_plain = |&byte: &u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+    bytes[at..].iter().position(|byte| !is_plain(byte)).map_or(bytes.len(), |index| at + index)
+}
+
 /// Position of the first byte from `at` on that is a quote, a backslash or, with `CONTROL`, a control character; the
 /// end if there is none.
 fn skip_plain<const CONTROL: bool>(bytes: &[u8], mut at: usize) -> usize {

@@ -7,15 +7,19 @@ const LEVELS_PER_WORD: usize = 64;
 
 /// The arrays and objects that are open, one bit each (1 = object). The innermost 64 sit in a register; only deeper
 /// nesting touches the heap.
-#[derive(Default)]
-struct OpenLevels {
+#[derive(Debug, Default)]
+pub(super) struct OpenLevels {
     innermost: u64,
     outer: Vec<u64>,
     depth: usize,
 }
 
 impl OpenLevels {
-    fn open(&mut self, is_object: bool) {
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(super) fn open(&mut self, is_object: bool) {
         if self.depth > 0 && self.depth.is_multiple_of(LEVELS_PER_WORD) {
             self.outer.push(self.innermost);
         }
@@ -23,7 +27,7 @@ impl OpenLevels {
         self.depth += 1;
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.depth -= 1;
         self.innermost >>= 1;
         if self.depth > 0 && self.depth.is_multiple_of(LEVELS_PER_WORD) {
@@ -31,7 +35,7 @@ impl OpenLevels {
         }
     }
 
-    fn innermost_is_object(&self) -> bool {
+    pub(super) fn innermost_is_object(&self) -> bool {
         self.innermost & 1 == 1
     }
 }

@@ -58,13 +58,13 @@ pub use backend::{BackendFactory, IoCounters};
 
 use self::backend::{CountingBackend, DiskBackend};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
-use super::layout::{DataDirectory, Kind, ShardCount, shard_dir};
-use super::segment::SegmentStore;
-use super::{FreeSpaceProbe, OpenLog, OpenedShard, StorageError, record};
+use super::layout::{DataDirectory, Kind, ShardCount};
+use super::{Catalogs, FreeSpaceProbe, OpenLog, OpenedCatalog, OpenedShard, StorageError};
 
 const SHARD_FILE: &str = "shard.redb";
 const SHARD_FILE_NEW: &str = "shard.redb.new";
-const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
+/// What the mode keeps in a data directory.
+pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
 
 /// What the storage works on.
 #[derive(Clone)]
@@ -155,9 +155,20 @@ impl AcidLog {
                 DataDirectory::open_unlocked(Arc::clone(disk), KIND, shards)?
             }
         };
+        Ok(Self::on(directory, options))
+    }
+
+    /// The storage of a data directory that was taken. Of the options, those are of no meaning that say which.
+    pub(crate) fn on(directory: DataDirectory, options: AcidOptions) -> Self {
         let shard = |index| Arc::new(Shard::new(index, options.free_space.clone()));
         let shards = (0..directory.shard_count()).map(shard).collect();
-        Ok(Self { options, directory: Arc::new(directory), shards, counters: Arc::default() })
+        Self { options, directory: Arc::new(directory), shards, counters: Arc::default() }
+    }
+
+    fn shard(&self, shard: usize) -> Result<&Arc<Shard>, StorageError> {
+        let count = self.shards.len();
+        let none = || StorageError::Layout(format!("there is no shard {shard} of {count}"));
+        self.shards.get(shard).ok_or_else(none)
     }
 
     /// Number of shards.
@@ -213,7 +224,7 @@ impl AcidLog {
             })?;
             return Ok((self.counted(made, shard), None));
         }
-        let path = shard_dir(shard.index).join(SHARD_FILE);
+        let path = self.directory.shard_dir(shard.index).join(SHARD_FILE);
         self.make_file(shard, &path)?;
         let file = self.open_file(&path, OpenMode::Write)?;
         // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
@@ -224,25 +235,21 @@ impl AcidLog {
 
 impl OpenLog for AcidLog {
     fn open(&self, shard: usize) -> Result<OpenedShard, StorageError> {
-        let shard = self.shards.get(shard).ok_or_else(|| {
-            StorageError::Layout(format!("there is no shard {shard} of {}", self.shards.len()))
-        })?;
+        super::open_shard(self, shard)
+    }
+}
+
+impl Catalogs for AcidLog {
+    fn directory(&self) -> &Arc<DataDirectory> {
+        &self.directory
+    }
+
+    fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError> {
+        let shard = self.shard(shard)?;
         let (backend, file) = self.backend(shard)?;
         shard.ran_out.store(false, Ordering::Relaxed);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
-        let mut kept = Vec::with_capacity(found.recovered.streams.len());
-        for stream in &found.recovered.streams {
-            kept.push((stream.id, record::settled_range(&stream.record)?));
-        }
-        let segments = SegmentStore::open(
-            Arc::clone(self.directory.disk()),
-            shard.index,
-            shard_dir(shard.index),
-            &found.segments,
-            found.next_segment_id,
-            kept,
-        )?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
@@ -252,7 +259,25 @@ impl OpenLog for AcidLog {
             found.recovered.next_group,
             found.usage,
         );
-        Ok(OpenedShard { log: Box::new(log), segments: Arc::new(segments), recovered: found.recovered })
+        Ok(OpenedCatalog {
+            log: Box::new(log),
+            recovered: found.recovered,
+            segments: found.segments,
+            next_segment_id: found.next_segment_id,
+            dropped_bytes: 0,
+        })
+    }
+
+    fn check_pages(&self, shard: usize) -> Result<(), StorageError> {
+        let shard = self.shard(shard)?;
+        let (backend, _) = self.backend(shard)?;
+        let mut database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
+        match database.check_integrity().map_err(tables::failed("checking the database"))? {
+            true => Ok(()),
+            false => {
+                Err(StorageError::Corrupt("the database was inconsistent, and could be repaired".to_owned()))
+            }
+        }
     }
 }
 

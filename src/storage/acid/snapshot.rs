@@ -102,9 +102,10 @@ impl LogSnapshot for DatabaseSnapshot {
     fn copy(self: Box<Self>, dir: &Path, target: &mut Target<'_>) -> Result<(), BackupError> {
         let path = dir.join(SHARD_FILE);
         let file = target.create(&path)?;
+        let disk = Arc::clone(target.disk());
         let ran_out = Arc::new(AtomicBool::new(false));
         let backend = CountingBackend::new(
-            Box::new(DiskBackend::new(file)),
+            Box::new(DiskBackend::new(file, disk)),
             Arc::new(IoCounters::default()),
             Arc::clone(&ran_out),
         );

@@ -15,7 +15,7 @@ use super::tables::JOURNAL;
 use super::*;
 use crate::protocol::content_type::ContentType;
 use crate::protocol::name::StreamName;
-use crate::storage::segment::RunSource;
+use crate::storage::segment::{RunSource, SegmentStore};
 use crate::storage::{Checkpoint, ColdReader, Group, StreamCheckpoint};
 use crate::stream::event::{Creation, Payload};
 use crate::stream::fork::{ForkOrigin, StreamRef};
@@ -139,6 +139,6 @@ fn journal_rows(acid: &AcidLog) -> u64 {
 
 /// Names of the segment files of shard 0.
 fn segment_files(acid: &AcidLog) -> Vec<String> {
-    let entries = acid.directory.disk().list(&shard_dir(0)).unwrap();
+    let entries = acid.directory.disk().list(&acid.directory.shard_dir(0)).unwrap();
     entries.into_iter().map(|entry| entry.name).filter(|name| name.starts_with("segment-")).collect()
 }

@@ -144,7 +144,7 @@ fn fill(shards: Vec<ShardSnapshot>, target: &mut Target<'_>) -> Result<(), Backu
     // Journals first: they are what goes on changing, and their snapshots are what costs room.
     let mut holds = Vec::with_capacity(count);
     for (index, ShardSnapshot { log, segments }) in shards.into_iter().enumerate() {
-        let dir = layout::shard_dir(index);
+        let dir = layout::shard_dir(0, index);
         target.create_dir(&dir)?;
         log.copy(&dir, target).map_err(|error| segments.explain(error))?;
         holds.push((dir, segments));

@@ -114,6 +114,11 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
+    /// What it is written to.
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
     /// Makes an empty file.
     pub(crate) fn create(&mut self, path: &Path) -> Result<Arc<dyn DiskFile>, BackupError> {
         // Before it is made: what an attempt leaves is to be removed, too.

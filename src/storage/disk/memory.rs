@@ -76,6 +76,16 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut tree = self.tree();
+        tree.check_dir(path)?;
+        if tree.files.keys().chain(&tree.dirs).any(|held| dir_of(held) == path) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        tree.dirs.remove(path);
+        Ok(())
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
         let tree = self.tree();
         tree.check_dir(dir)?;

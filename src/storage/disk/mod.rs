@@ -13,6 +13,7 @@
 //! Paths are relative to the data directory, and no longer than two names.
 
 mod memory;
+mod overlay;
 mod real;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use self::memory::MemoryDisk;
+pub(crate) use self::overlay::OverlayDisk;
 pub use self::real::RealDisk;
 
 /// Files are not filled ahead on a disk with less room than this. Bytes.
@@ -73,6 +75,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory; nothing happens if it exists.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory, which has to be empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// What is in a directory, sorted by name.
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>>;
     /// Makes names created, changed and removed in the directory durable. The empty path is the data directory itself.

@@ -52,6 +52,10 @@ impl Disk for RealDisk {
         }
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(self.root.join(path))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(self.root.join(dir))? {

@@ -44,7 +44,7 @@ mod tests;
 
 pub(crate) use catalog::RewriteOn;
 pub(crate) use journal::SyncPolicy;
-pub(crate) use opening::{FileLog, FileOptions};
+pub(crate) use opening::{FileLog, FileOptions, KIND};
 #[cfg(test)]
 use shard_log::Opened;
 use shard_log::ShardLog;
@@ -84,6 +84,11 @@ impl Default for Sizes {
     fn default() -> Self {
         Self { journal_file: 16 << 20, fill: 256 << 10, give_up: 1 << 20, dead_min: 1 << 20 }
     }
+}
+
+/// Whether a file has a name as journal and catalog files have.
+pub(crate) fn is_own_name(name: &str) -> bool {
+    [sealed::FileKind::Journal, sealed::FileKind::Catalog].iter().any(|kind| kind.number_of(name).is_some())
 }
 
 /// Words an error of the operating system, telling a full disk from other troubles.

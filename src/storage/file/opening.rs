@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use super::{Options, RewriteOn, ShardLog, SyncPolicy};
 use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::Disk;
-use crate::storage::layout::{DataDirectory, Kind, ShardCount, shard_dir};
-use crate::storage::segment::SegmentStore;
+use crate::storage::layout::{DataDirectory, Kind, ShardCount};
 use crate::storage::{
-    CommitLog, DiskRoom, FreeSpaceProbe, Group, OpenLog, OpenedShard, Recovered, StorageError, record,
+    Catalogs, CommitLog, DiskRoom, FreeSpaceProbe, Group, OpenLog, OpenedCatalog, OpenedShard, Recovered,
+    StorageError,
 };
 
 /// Both modes write the same files, so that a data directory may be opened in either.
-pub(super) const KIND: Kind = Kind { name: "file", shard_file: "SHARD" };
+pub(crate) const KIND: Kind = Kind { name: "file", shard_file: "SHARD" };
 
 /// How a [`FileLog`] is opened.
 #[derive(Clone, Debug)]
@@ -56,7 +56,12 @@ impl FileLog {
             None => DataDirectory::open(&options.data_dir, KIND, options.shards)?,
             Some(disk) => DataDirectory::open_unlocked(Arc::clone(disk), KIND, options.shards)?,
         };
-        Ok(Self { options, directory: Arc::new(directory) })
+        Ok(Self::on(directory, options))
+    }
+
+    /// The storage of a data directory that was taken. Of the options, those are of no meaning that say which.
+    pub(crate) fn on(directory: DataDirectory, options: FileOptions) -> Self {
+        Self { options, directory: Arc::new(directory) }
     }
 
     /// Number of shards.
@@ -67,27 +72,19 @@ impl FileLog {
 
 impl OpenLog for FileLog {
     fn open(&self, shard: usize) -> Result<OpenedShard, StorageError> {
+        crate::storage::open_shard(self, shard)
+    }
+}
+
+impl Catalogs for FileLog {
+    fn directory(&self) -> &Arc<DataDirectory> {
+        &self.directory
+    }
+
+    fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError> {
         let disk = self.directory.disk();
         let options = Options { rewrite_on: self.options.rewrite_on, ..Options::new(self.options.sync) };
-        let (log, opened) = ShardLog::open(disk, shard, options)?;
-        let mut kept = Vec::with_capacity(opened.streams.len());
-        for stream in &opened.streams {
-            kept.push((stream.id, record::settled_range(&stream.record)?));
-        }
-        let segments = SegmentStore::open(
-            Arc::clone(disk),
-            shard,
-            shard_dir(shard),
-            &opened.segments,
-            opened.next_segment_id,
-            kept,
-        )?;
-        let recovered = Recovered {
-            streams: opened.streams,
-            groups: opened.groups,
-            next_stream_id: opened.next_stream_id,
-            next_group: opened.next_group,
-        };
+        let (log, opened) = ShardLog::open(disk, &self.directory.shard_dir(shard), shard, options)?;
         let log = FileCommits {
             log,
             directory: Arc::clone(&self.directory),
@@ -95,7 +92,18 @@ impl OpenLog for FileLog {
             flush_interval: self.options.flush_interval,
             free_space: self.options.free_space.clone(),
         };
-        Ok(OpenedShard { log: Box::new(log), segments: Arc::new(segments), recovered })
+        Ok(OpenedCatalog {
+            log: Box::new(log),
+            recovered: Recovered {
+                streams: opened.streams,
+                groups: opened.groups,
+                next_stream_id: opened.next_stream_id,
+                next_group: opened.next_group,
+            },
+            segments: opened.segments,
+            next_segment_id: opened.next_segment_id,
+            dropped_bytes: opened.dropped_bytes,
+        })
     }
 }
 

@@ -65,7 +65,7 @@ impl FileKind {
         dir.join(format!("{}{number:016x}.log{DRAFT_SUFFIX}", self.prefix()))
     }
 
-    fn number_of(self, name: &str) -> Option<u64> {
+    pub(super) fn number_of(self, name: &str) -> Option<u64> {
         let digits = name.strip_prefix(self.prefix())?.strip_suffix(".log")?;
         let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if digits.len() != 16 || !digits.bytes().all(is_hex) {

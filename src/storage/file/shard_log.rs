@@ -6,7 +6,7 @@
 //!                     journal: whole files that are needed no more go
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,6 @@ pub(crate) struct Opened {
     /// A number above that of every group ever committed.
     pub(crate) next_group: u64,
     /// Bytes of commits and checkpoints that a crash cut off, and that nobody was told of.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the log tells; tests ask"))]
     pub(crate) dropped_bytes: u64,
 }
 
@@ -55,12 +54,7 @@ pub(crate) struct ShardLog {
 }
 
 impl ShardLog {
-    /// Directory of a shard's files, relative to the data directory.
-    pub(crate) fn dir(shard: usize) -> PathBuf {
-        PathBuf::from(format!("shard-{shard:02}"))
-    }
-
-    /// Opens the shard's files. Its directory has to exist; what is missing in it is made by the first commit. Writes
+    /// Opens the shard's files. Its directory, which is relative to the data directory, has to exist; what is missing in it is made by the first commit. Writes
     /// nothing but what the operating system still has to write, and removes nothing but what is of no use.
     ///
     /// # Errors
@@ -68,13 +62,13 @@ impl ShardLog {
     /// are of another format or another shard; [`StorageError::Io`] if the disk refuses.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
+        dir: &Path,
         shard: usize,
         options: Options,
     ) -> Result<(Self, Opened), StorageError> {
-        let dir = Self::dir(shard);
         let shard =
             u32::try_from(shard).map_err(|_| StorageError::Layout(format!("there is no shard {shard}")))?;
-        Self::open_in(disk, &dir, shard, options)
+        Self::open_in(disk, dir, shard, options)
     }
 
     fn open_in(

@@ -40,7 +40,7 @@ pub(super) fn file_path(dir: &Path, id: u64) -> PathBuf {
 }
 
 /// The id of the segment whose file has the name `name`, if it is the name of one.
-pub(super) fn id_of_file_name(name: &str) -> Option<u64> {
+pub(crate) fn id_of_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".seg")?;
     let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if digits.len() != 16 || !digits.bytes().all(lower_hex) {

@@ -1,7 +1,7 @@
 //! Segments: immutable files that hold the settled content of many streams, and what finds it in them.
 //!
 //! * `format`: the bytes of a file.
-//! * `writer`: writes a file from front to back.
+//! * `writer`: writes a file from front to back; `draft`: the same for those who have the content in pieces.
 //! * `file`: a file that exists: opening, descriptors, verified reading of its blocks.
 //! * `index`: which run of which segment holds which positions of a stream, in RAM.
 //! * `store`: the segments of one shard: writing, publishing, forgetting, cutting.
@@ -74,6 +74,7 @@
 use bytes::Bytes;
 
 mod choose;
+mod draft;
 mod file;
 mod format;
 mod hold;
@@ -84,19 +85,20 @@ mod rewrite;
 mod store;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
 mod verify;
 mod writer;
 
 pub(crate) use choose::RewritePlan;
 #[cfg(test)]
 pub(crate) use choose::RewritePolicy;
+pub(crate) use draft::SegmentDraft;
+pub(crate) use format::id_of_file_name;
 pub(crate) use hold::SegmentHold;
+pub(crate) use open::{Examined, examine};
 pub(crate) use store::SegmentStore;
 #[cfg(test)]
 pub(crate) use store::StoreLimits;
-#[cfg(test)]
-pub(crate) use verify::verify_segment;
+pub(crate) use verify::{Finding, verify_segment};
 pub(crate) use writer::PreparedSegment;
 
 /// What the catalog keeps of a live segment: enough to tell the file from any other.

@@ -46,18 +46,7 @@ impl SegmentStore {
         let mut index = Index::default();
         let mut found = Vec::new();
         for meta in live {
-            if index.segment(meta.id).is_some() {
-                return Err(StorageError::Corrupt(format!("segment {:016x} is listed twice", meta.id)));
-            }
-            let (segment, footer) = open_segment(&*disk, &dir, shard, meta)?;
-            let segment = Arc::new(segment);
-            let slot = index.add_segment(Arc::clone(&segment), false);
-            // The trailer's number of runs is bounded by the footer's length.
-            found.reserve(segment.trailer.runs as usize);
-            for run in FooterRuns::new(&segment.trailer, footer) {
-                let run = run.map_err(|why| segment.corrupt(why))?;
-                found.push(FoundRun { run, slot });
-            }
+            add_segment(&*disk, &dir, shard, meta, &mut index, &mut found)?;
         }
         // A merge of what the footers have in order already.
         found.sort_by_key(|found| (found.run.stream, found.run.start));
@@ -74,46 +63,142 @@ impl SegmentStore {
     }
 }
 
-type LiveRuns = (Vec<((u64, u64), IndexRun)>, AHashMap<u64, u64>);
+/// Opens a segment and notes its runs.
+fn add_segment(
+    disk: &dyn Disk,
+    dir: &Path,
+    shard: u32,
+    meta: &SegmentMeta,
+    index: &mut Index,
+    found: &mut Vec<FoundRun>,
+) -> Result<(), StorageError> {
+    if index.segment(meta.id).is_some() {
+        return Err(StorageError::Corrupt(format!("segment {:016x} is listed twice", meta.id)));
+    }
+    let (segment, footer) = open_segment(disk, dir, shard, meta)?;
+    // The trailer's number of runs is bounded by the footer's length.
+    let runs = FooterRuns::new(&segment.trailer, footer).collect::<Result<Vec<_>, _>>();
+    let runs = runs.map_err(|why| segment.corrupt(why))?;
+    let slot = index.add_segment(Arc::new(segment), false);
+    found.extend(runs.into_iter().map(|run| FoundRun { run, slot }));
+    Ok(())
+}
+
+/// What is wrong with the segments of a shard that may not be openable, and what is right with them.
+#[derive(Debug, Default)]
+pub(crate) struct Examined {
+    /// Segments that can be opened.
+    pub(crate) segments: Vec<SegmentMeta>,
+    /// Streams of which all is there that is to be kept, and what that is.
+    pub(crate) streams: Vec<(u64, Range<u64>)>,
+    /// Files that cannot be opened.
+    pub(crate) broken_segments: Vec<StorageError>,
+    /// Streams of which something is missing, or there more than once.
+    pub(crate) broken_streams: Vec<(u64, StorageError)>,
+}
+
+/// Looks at what [`SegmentStore::open`] checks, does not stop at the first error, and removes nothing. With the segments and
+/// the streams that it finds right, the store can be opened.
+pub(crate) fn examine(
+    disk: &dyn Disk,
+    shard: usize,
+    dir: &Path,
+    live: &[SegmentMeta],
+    keep: impl IntoIterator<Item = (u64, Range<u64>)>,
+) -> Examined {
+    let mut examined = Examined::default();
+    let (mut index, mut found) = (Index::default(), Vec::new());
+    for meta in live {
+        let shard = u32::try_from(shard).unwrap_or(u32::MAX);
+        match add_segment(disk, dir, shard, meta, &mut index, &mut found) {
+            Ok(()) => examined.segments.push(*meta),
+            Err(error) => examined.broken_segments.push(error),
+        }
+    }
+    found.sort_by_key(|found| (found.run.stream, found.run.start));
+    let mut keep: Vec<_> = keep.into_iter().collect();
+    keep.sort_unstable_by_key(|(stream, range)| (*stream, range.start));
+    let mut rest = found.as_slice();
+    for (stream, range) in keep {
+        match LiveRuns::default().add(&index, runs_of(&mut rest, stream), stream, &range) {
+            Ok(()) => examined.streams.push((stream, range)),
+            Err(error) => examined.broken_streams.push((stream, error)),
+        }
+    }
+    examined
+}
 
 /// Picks the runs that hold what is to be kept. Both lists are sorted.
 fn live_runs(
     index: &Index,
     found: &[FoundRun],
     keep: &[(u64, Range<u64>)],
-) -> Result<LiveRuns, StorageError> {
-    let mut live = Vec::with_capacity(found.len());
-    let mut kept_from = AHashMap::new();
-    let mut found = found.iter().peekable();
+) -> Result<(Vec<((u64, u64), IndexRun)>, AHashMap<u64, u64>), StorageError> {
+    let mut live = LiveRuns { runs: Vec::with_capacity(found.len()), kept_from: AHashMap::new() };
+    let mut rest = found;
     for (at, (stream, range)) in keep.iter().enumerate() {
-        if range.start > range.end || at.checked_sub(1).is_some_and(|before| keep[before].0 == *stream) {
+        if at.checked_sub(1).is_some_and(|before| keep[before].0 == *stream) {
             return Err(StorageError::Corrupt(format!(
                 "stream {stream}: what is kept of it is not one range"
             )));
         }
-        while found.next_if(|found| found.run.stream < *stream).is_some() {}
+        live.add(index, runs_of(&mut rest, *stream), *stream, range)?;
+    }
+    Ok((live.runs, live.kept_from))
+}
+
+/// Takes the runs of one stream from the front of a sorted list, and what comes before them.
+fn runs_of<'a>(rest: &mut &'a [FoundRun], stream: u64) -> &'a [FoundRun] {
+    let start = rest.partition_point(|found| found.run.stream < stream);
+    let end = start + rest[start..].partition_point(|found| found.run.stream == stream);
+    let runs = &rest[start..end];
+    *rest = &rest[end..];
+    runs
+}
+
+#[derive(Debug, Default)]
+struct LiveRuns {
+    runs: Vec<((u64, u64), IndexRun)>,
+    kept_from: AHashMap<u64, u64>,
+}
+
+impl LiveRuns {
+    /// Picks those of a stream's runs that hold what is to be kept of it.
+    fn add(
+        &mut self,
+        index: &Index,
+        found: &[FoundRun],
+        stream: u64,
+        range: &Range<u64>,
+    ) -> Result<(), StorageError> {
+        if range.start > range.end {
+            return Err(StorageError::Corrupt(format!(
+                "stream {stream}: what is kept of it is not one range"
+            )));
+        }
         let mut end = range.start;
-        while let Some(FoundRun { run, slot }) = found.next_if(|found| found.run.stream == *stream) {
+        for FoundRun { run, slot } in found {
             if run.end() <= range.start || range.is_empty() {
                 continue;
             }
             let is_first = end == range.start;
             if run.start > end || (run.start < end && !is_first) || run.end() > range.end {
                 let why = format!("the run from here to {} does not continue what ends at {end}", run.end());
-                return Err(index.segment_at(*slot).corrupt_block(*stream, run.start, &why));
+                return Err(index.segment_at(*slot).corrupt_block(stream, run.start, &why));
             }
             if run.start < range.start {
-                kept_from.insert(*stream, range.start);
+                self.kept_from.insert(stream, range.start);
             }
-            live.push(((*stream, run.start), IndexRun { offset: run.offset, len: run.len, slot: *slot }));
+            let live = IndexRun { offset: run.offset, len: run.len, slot: *slot };
+            self.runs.push(((stream, run.start), live));
             end = run.end();
         }
         if end != range.end {
             let why = format!("stream {stream}: bytes {end} to {} are in no segment", range.end);
             return Err(StorageError::Corrupt(why));
         }
+        Ok(())
     }
-    Ok((live, kept_from))
 }
 
 /// Removes the segment files that the catalog does not list: what was not committed, and what was not needed any more.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::SegmentMeta;
 use super::file::{Segment, io_failed, open_segment, read_at};
 use super::format::{BLOCK_STRIDE, FooterRuns, HEADER_BYTES, RunEntry, TRAILER_BYTES, open_block};
-use super::{SegmentMeta, SegmentStore};
 use crate::storage::StorageError;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 
@@ -37,7 +37,8 @@ impl fmt::Display for Finding {
     }
 }
 
-impl SegmentStore {
+#[cfg(test)]
+impl super::SegmentStore {
     /// Reads all of every live segment, dead runs included. `progress` is told of bytes read; in the end, of
     /// [`Self::disk_bytes`] if all went well. Segments that are removed meanwhile are passed over.
     pub(crate) fn verify(&self, progress: &mut dyn FnMut(u64)) -> Vec<Finding> {

@@ -258,6 +258,16 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn remove_dir(&mut self, path: &Path) -> io::Result<()> {
+        let number = self.dir_at(path)?;
+        if !self.dirs[&number].live().is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        let (dir, name) = self.parent(path)?;
+        self.dir(dir).remove(&name);
+        Ok(())
+    }
+
     pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
         let names: &Names = self.dirs[&self.dir_at(dir)?].live();
         let entry = |(name, target): (&String, &Target)| {

@@ -60,7 +60,7 @@ fn each_shard_finds_its_own_groups_after_a_restart() {
 fn another_explicit_shard_count_is_refused_with_both_numbers_and_the_remedy() {
     let dir = used(2);
     let message = refusal(dir.path(), Some(5));
-    for part in ["5", "2 shards", "`durable-streams-server reshard`"] {
+    for part in ["5", "2 shards", "`durable-streams-server reshard --to 5`"] {
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
     assert_eq!(open(dir.path(), Some(2)).unwrap().shard_count(), 2);

@@ -167,8 +167,9 @@ fn a_listed_segment_that_is_gone_or_another_one_is_noticed() {
     carry_out(&mut opened, vec![with_checkpoint(2, settling(2, 0, vec!["other".into()]))]);
     drop(opened);
     let disk = Arc::clone(acid.directory.disk());
-    let paths: Vec<_> = segment_files(&acid).into_iter().map(|name| shard_dir(0).join(name)).collect();
-    let aside = shard_dir(0).join("aside");
+    let paths: Vec<_> =
+        segment_files(&acid).into_iter().map(|name| acid.directory.shard_dir(0).join(name)).collect();
+    let aside = acid.directory.shard_dir(0).join("aside");
     disk.rename(&paths[0], &aside).unwrap();
     let refused = acid.open(0).map(drop);
     assert!(matches!(refused, Err(StorageError::Corrupt(_))), "{refused:?}");

@@ -8,7 +8,8 @@ const MIB: u64 = 1 << 20;
 
 /// What the database's file of shard 0 takes of its disk.
 fn file_bytes(acid: &AcidLog) -> u64 {
-    let file = acid.directory.disk().open(&shard_dir(0).join(SHARD_FILE), OpenMode::Read).unwrap();
+    let file =
+        acid.directory.disk().open(&acid.directory.shard_dir(0).join(SHARD_FILE), OpenMode::Read).unwrap();
     file.allocated_bytes().unwrap()
 }
 

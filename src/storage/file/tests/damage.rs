@@ -145,7 +145,9 @@ fn a_file_of_another_shard_is_refused() {
         let other = std::path::PathBuf::from("shard-01").join(path.file_name().unwrap());
         crate::storage::disk::Disk::rename(&disk, &path, &other).unwrap();
     }
-    let error = crate::storage::file::ShardLog::open(&disk.as_disk(), 1, options).unwrap_err();
+    let error =
+        crate::storage::file::ShardLog::open(&disk.as_disk(), std::path::Path::new("shard-01"), 1, options)
+            .unwrap_err();
     assert!(matches!(&error, StorageError::Layout(text) if text.contains("shard 0")), "{error}");
 }
 

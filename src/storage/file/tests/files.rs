@@ -166,7 +166,7 @@ fn a_rewritten_catalog_whose_name_is_not_durable_yet_is_made_so_before_the_old_o
 
 /// Checkpoints many streams again and again, until the catalog was rewritten a few times.
 fn rewrite_often(disk: &Arc<dyn Disk>, options: Options) -> u64 {
-    let (mut log, _) = ShardLog::open(disk, 0, options).unwrap();
+    let (mut log, _) = ShardLog::open(disk, std::path::Path::new("shard-00"), 0, options).unwrap();
     let mut rewrites = 0;
     let mut bytes = log.disk_bytes();
     let rounds = 400;
@@ -193,7 +193,7 @@ fn rewrite_often(disk: &Arc<dyn Disk>, options: Options) -> u64 {
         bytes = now;
     }
     drop(log);
-    let (_, opened) = ShardLog::open(disk, 0, options).unwrap();
+    let (_, opened) = ShardLog::open(disk, std::path::Path::new("shard-00"), 0, options).unwrap();
     assert_eq!(opened.streams.len(), 41);
     for stream in &opened.streams[..40] {
         assert_eq!(stream.record, format!("stream {} in round {rounds}", stream.id).as_bytes());

@@ -226,5 +226,5 @@ fn bytes(dice: &mut Dice, most: u64) -> Vec<u8> {
 
 /// Opens shard 0.
 pub(super) fn open(disk: &TestDisk, options: Options) -> Result<(ShardLog, Opened), StorageError> {
-    ShardLog::open(&disk.as_disk(), 0, options)
+    ShardLog::open(&disk.as_disk(), std::path::Path::new("shard-00"), 0, options)
 }

@@ -1,0 +1,242 @@
+//! `export`, `import` and `reshard` on directories and input that are all right.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::stock::{TEXT, bytes, check_memory, fill, post, put, seen, start};
+use crate::support::{ServerProcess, path_text, server_command};
+use crate::{refused, run, tool};
+
+/// A directory for a tool, which makes the data directory for this mode and number of shards.
+pub(crate) fn import_into(directory: &Path, mode: &str, shards: &str, arguments: &[&str]) -> String {
+    let output = server_command(directory)
+        .env("DS_STORAGE__MODE", mode)
+        .env("DS_STORAGE__ACID_SHARD_COUNT", shards)
+        .args(arguments)
+        .args(["--data-dir", &path_text(&directory.join("data"))])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_was_exported_and_imported_is_the_same_in_every_mode_and_number_of_shards() {
+    for (mode, shards, other) in [
+        ("acid", "3", [("file-durable", "1"), ("acid", "5")]),
+        ("file-fast", "2", [("acid", "2"), ("file-fast", "4")]),
+    ] {
+        let mut server = start(mode, shards);
+        fill(&server);
+        let before = seen(&server);
+        server.terminate();
+        let exported = run(server.directory(), &["export"]);
+        assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
+        for (mode, shards) in other {
+            let mut target = start(mode, shards);
+            target.terminate();
+            fs::remove_dir_all(target.directory().join("data")).unwrap();
+            fs::write(target.directory().join("exported"), &exported).unwrap();
+            let told = import_into(target.directory(), mode, shards, &["import", "exported"]);
+            assert_eq!(told, "44 streams added, 0 replaced, 0 skipped\n");
+            assert_eq!(run(target.directory(), &["verify"]).lines().count(), 1);
+            // The second time over is the same text, but for the order of what has the same name.
+            let again = run(target.directory(), &["export"]);
+            assert!(again == exported, "{mode} {shards}");
+            target.restart();
+            assert_eq!(seen(&target), before);
+            check_memory(&target);
+        }
+    }
+}
+
+#[test]
+fn resharding_changes_nothing_that_a_client_sees_but_etags() {
+    for mode in ["acid", "file-fast"] {
+        let mut server = start(mode, "3");
+        fill(&server);
+        let before = seen(&server);
+        let etag = |server: &ServerProcess| {
+            let page = server.client().request("GET", "/v1/stream/large?offset=-1", &[], b"");
+            page.header("ETag").map(str::to_owned)
+        };
+        let mut etags = vec![etag(&server)];
+        server.kill9();
+        for shards in ["7", "2"] {
+            let told = run(server.directory(), &["reshard", "--to", shards]);
+            assert!(
+                told.starts_with(&format!("44 streams on {shards} shards; set storage.acid_shard_count")),
+                "{told}"
+            );
+            assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
+            server.set("DS_STORAGE__ACID_SHARD_COUNT", shards);
+            server.restart();
+            assert_eq!(seen(&server), before);
+            check_memory(&server);
+            assert!(!etags.contains(&etag(&server)), "{mode}");
+            etags.push(etag(&server));
+            // New streams and forks go on where the old ones are.
+            let name = format!("new/{shards}");
+            put(&mut server.client(), &name, &[TEXT, ("Stream-Forked-From", "/v1/stream/fork/of/fork")], b"");
+            server.client().request("DELETE", &format!("/v1/stream/{name}"), &[], b"").expect_status(204);
+            server.terminate();
+        }
+        let told = run(server.directory(), &["reshard", "--to", "2"]);
+        assert_eq!(told, "there are 2 shards already\n");
+        assert!(refused(server.directory(), &["reshard", "--to", "0"]).contains("between 1 and 256"));
+        server.set("DS_STORAGE__ACID_SHARD_COUNT", "3");
+        let output = server_command(server.directory())
+            .envs([
+                ("DS_STORAGE__MODE", mode),
+                ("DS_STORAGE__ACID_SHARD_COUNT", "3"),
+                ("DS_SERVER__PORT", "0"),
+            ])
+            .env("DS_STORAGE__DATA_DIR", server.directory().join("data"))
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("`durable-streams-server reshard --to 3`"), "{error}");
+    }
+}
+
+#[test]
+fn an_export_is_lines_of_json_that_other_programs_can_read() {
+    let mut server = start("acid", "2");
+    fill(&server);
+    server.terminate();
+    let told = run(server.directory(), &["export", "--output", "all.ndjson"]);
+    assert!(told.starts_with("44 streams, "), "{told}");
+    let text = fs::read_to_string(server.directory().join("all.ndjson")).unwrap();
+    assert!(!server.directory().join("all.ndjson.part").exists());
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], serde_json::json!({"format": "durable-streams-export", "version": 1}));
+    assert_eq!(lines.last().unwrap()["end"]["streams"], 44);
+    assert!(text.lines().all(|line| line.len() < 300_000));
+    let messages = lines.iter().filter_map(|line| line["json"].as_array()).map(Vec::len).sum::<usize>();
+    assert!(messages >= 300, "{messages}");
+    // Some streams, with the sources that they need.
+    let some = run(server.directory(), &["export", "young", "many/2*"]);
+    let names: Vec<String> = some
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter_map(|line| line["stream"]["name"].as_str().map(str::to_owned))
+        .collect();
+    let many = ["many/2", "many/20", "many/21", "many/22", "many/23", "many/24", "many/25"];
+    assert_eq!(names[..7], many);
+    assert_eq!(names[names.len() - 4..], ["source", "fork", "fork/of/fork", "young"]);
+    assert!(refused(server.directory(), &["export", "source"]).contains("there is no stream \"source\""));
+}
+
+#[test]
+fn conflicts_are_left_out_refused_or_replaced_as_is_asked() {
+    let mut server = start("file-durable", "2");
+    fill(&server);
+    let original = seen(&server);
+    server.terminate();
+    run(server.directory(), &["export", "--output", "all"]);
+    server.restart();
+    // A stream that goes on, one that is gone, one that is another, and a new one.
+    let client = &mut server.client();
+    post(client, "fork", &[TEXT], b"more").expect_status(204);
+    for name in ["empty", "large"] {
+        client.request("DELETE", &format!("/v1/stream/{name}"), &[], b"").expect_status(204);
+    }
+    put(client, "large", &[TEXT], b"small");
+    put(client, "new", &[TEXT], b"new");
+    let changed = seen(&server);
+    server.terminate();
+    let data = server.directory().join("data");
+    let files = crate::files(&data);
+    for arguments in [&["import", "all"][..], &["import", "all", "--on-conflict", "fail"]] {
+        let error = refused(server.directory(), arguments);
+        assert!(error.contains("43 streams of the input are there already"), "{error}");
+        assert_eq!(crate::files(&data), files);
+    }
+    let told = run(server.directory(), &["import", "all", "--on-conflict", "skip"]);
+    assert_eq!(told, "1 streams added, 0 replaced, 43 skipped\n");
+    run(server.directory(), &["verify"]);
+    server.restart();
+    let skipped = seen(&server);
+    assert!(
+        skipped.iter().all(|(name, seen)| *seen == if name == "empty" { &original } else { &changed }[name])
+    );
+    server.terminate();
+    let told = run(server.directory(), &["import", "all", "--on-conflict", "replace"]);
+    assert_eq!(told, "0 streams added, 44 replaced, 0 skipped\n");
+    assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
+    server.restart();
+    assert_eq!(seen(&server), original);
+    check_memory(&server);
+    server.client().request("HEAD", "/v1/stream/new", &[], b"").expect_status(200);
+}
+
+#[test]
+fn a_fork_finds_its_source_where_that_is_the_same_and_is_refused_where_it_is_not() {
+    let mut server = start("acid", "3");
+    let client = &mut server.client();
+    let offset = |at: usize| format!("0000000000000000_{at:016}");
+    put(client, "source", &[TEXT], b"0123456789");
+    let at = offset(4);
+    put(client, "fork", &[("Stream-Forked-From", "/v1/stream/source"), ("Stream-Fork-Offset", &at)], b"");
+    post(client, "fork", &[TEXT], b"abc").expect_status(204);
+    server.terminate();
+    run(server.directory(), &["export", "--output", "all"]);
+    for (content, fits) in [("0123-else", true), ("0123", true), ("012", false), ("01x3456789", false)] {
+        let mut other = start("file-durable", "2");
+        put(&mut other.client(), "source", &[TEXT], content.as_bytes());
+        other.terminate();
+        fs::copy(server.directory().join("all"), other.directory().join("all")).unwrap();
+        let arguments = ["import", "all", "--on-conflict", "skip"];
+        if !fits {
+            let error = refused(other.directory(), &arguments);
+            assert!(error.contains("\"fork\" is a fork of \"source\" at 4"), "{error}");
+            continue;
+        }
+        run(other.directory(), &arguments);
+        assert_eq!(run(other.directory(), &["verify"]).lines().count(), 1);
+        other.restart();
+        let read = |name: &str| {
+            other.client().request("GET", &format!("/v1/stream/{name}?offset=-1"), &[], b"").body
+        };
+        assert_eq!((read("source"), read("fork")), (content.into(), b"0123abc".to_vec()));
+    }
+    // A source with a fork of its own is replaced only by one that the fork can live with.
+    let mut other = start("acid", "1");
+    put(&mut other.client(), "source", &[TEXT], b"0123456xxx");
+    put(&mut other.client(), "own", &[("Stream-Forked-From", "/v1/stream/source")], b"");
+    other.terminate();
+    fs::copy(server.directory().join("all"), other.directory().join("all")).unwrap();
+    let error = refused(other.directory(), &["import", "all", "--on-conflict", "replace"]);
+    assert!(error.contains("\"own\" is a fork of \"source\" at 10"), "{error}");
+}
+
+#[test]
+fn the_standard_input_is_imported_as_a_file_is_and_leaves_nothing_behind() {
+    let mut server = start("acid", "2");
+    put(&mut server.client(), "a", &[("Content-Type", "application/octet-stream")], &bytes(1, 500_000));
+    server.terminate();
+    let exported = run(server.directory(), &["export"]);
+    let directory = tempfile::tempdir().unwrap();
+    for expected in ["1 streams added, 0 replaced, 0 skipped\n", "0 streams added, 0 replaced, 1 skipped\n"] {
+        let mut child = server_command(directory.path())
+            .envs([("DS_STORAGE__MODE", "file-durable"), ("DS_STORAGE__DATA_DIR", "data")])
+            .args(["import", "-", "--on-conflict", "skip"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(exported.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            (output.status.success(), String::from_utf8(output.stdout).unwrap()),
+            (true, expected.to_owned())
+        );
+        assert!(!directory.path().join("data/import.spool").exists());
+    }
+    assert!(run(directory.path(), &["export"]) == exported);
+    assert!(tool(directory.path(), &["verify"]).status.success());
+}
