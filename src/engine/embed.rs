@@ -25,6 +25,7 @@ use crate::storage::committer::Committer;
 use crate::storage::disk::{Disk, MemoryDisk};
 use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
 use crate::storage::layout::ShardCount;
+use crate::storage::settler::RewritePace;
 use crate::storage::{DiskUse, FreeSpaceProbe, OpenLog, OpenedShard, RoomRule, RoomWatch, StorageError};
 use crate::stream::append::StreamLimits;
 
@@ -300,7 +301,7 @@ fn start_on(
     opener: Arc<dyn OpenLog>,
 ) -> Result<Engine, StorageError> {
     let room = room_rule(config, shards);
-    let pace = config.storage.rewrite_bytes_per_sec;
+    let pace = RewritePace { bytes_per_sec: config.storage.rewrite_bytes_per_sec, shards };
     let prepare = |shard: &mut Shard, shared: &Arc<Shared>| open_shard(shard, shared, &opener, room, pace);
     Engine::start_cores(config, shards, options, prepare)
 }
@@ -311,7 +312,7 @@ fn open_shard(
     shared: &Arc<Shared>,
     opener: &Arc<dyn OpenLog>,
     room: RoomRule,
-    rewrite_bytes_per_sec: u64,
+    pace: RewritePace,
 ) -> Result<(), StorageError> {
     let index = shard.index();
     let OpenedShard { log, segments, recovered } = opener.open(index)?;
@@ -324,9 +325,8 @@ fn open_shard(
         let shared = shared.clone();
         Arc::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
     };
-    let committer =
-        Committer::spawn(index, opener.clone(), log, segments, rewrite_bytes_per_sec, watch, report)
-            .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
+    let committer = Committer::spawn(index, opener.clone(), log, segments, pace, watch, report)
+        .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;
     shard.attach_committer(committer);
     shard.restore(recovered, reader)
 }

@@ -4,7 +4,7 @@
 //! whether or not the stream exists.
 
 use axum::extract::OriginalUri;
-use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, HOST};
+use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, HOST, TRANSFER_ENCODING};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
@@ -134,6 +134,10 @@ impl<'a> Call<'a> {
 
     /// Refuses coded bodies: they would be stored, and returned, as they are.
     pub(super) fn check_content_encoding(&self) -> Result<(), Problem> {
+        // The framing is what the transport has undone; any other coding is still in the body.
+        if self.header(&TRANSFER_ENCODING).is_some_and(|codings| !codings.eq_ignore_ascii_case(b"chunked")) {
+            return Err(Problem::new(Code::UnsupportedEncoding, "bodies must be sent uncompressed"));
+        }
         match self.header(&CONTENT_ENCODING) {
             None => Ok(()),
             Some(value) if value.eq_ignore_ascii_case(b"identity") => Ok(()),

@@ -86,7 +86,7 @@ impl Server {
         if !config.transport.http1 && !speaks_http2 {
             return Err(ServerError::NoTransport);
         }
-        let max_connections = open_files::make_room(config.limits.max_connections);
+        let open_files = open_files::raise();
         let tls = config.tls.as_ref().map(|tls| tls::acceptor(tls, &config.transport)).transpose()?;
         let reservation = Reservation::new(config.server.bind_address)?;
         let address = reservation.address();
@@ -94,7 +94,10 @@ impl Server {
         let engine = Engine::open(&config)?;
         tracing::info!(mode = ?config.storage.mode, shards = engine.shard_count(), "storage opened");
 
-        let gate = Gate::new(max_connections, engine.shard_count());
+        let shards = engine.shard_count();
+        let max_connections =
+            open_files::connections_below(open_files, config.limits.max_connections, shards);
+        let gate = Gate::new(max_connections, shards);
         let mut server = Self {
             address,
             engine,

@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::backup::{ShardSnapshot, Ticket};
 use super::segment::SegmentStore;
-use super::settler::{Hand, Settler};
+use super::settler::{Hand, RewritePace, Settler};
 use super::{
     Checkpoint, ColdReader, CommitLog, DiskUse, Group, OpenLog, OpenedShard, Recovered, RoomWatch,
     StorageError,
@@ -37,6 +37,10 @@ use super::{
 const COMMIT_BYTES_MAX: usize = 4 << 20;
 /// How long nothing has to be committed before something is reclaimed: that may take its time.
 const RECLAIM_AFTER: Duration = Duration::from_millis(500);
+/// Without such a pause it is reclaimed after this time, between two commits …
+const RECLAIM_LATEST: Duration = Duration::from_secs(10);
+/// … if so little was committed meanwhile that what is free in the files will not be used again soon. Bytes.
+const LIGHT_TRAFFIC_BYTES: usize = 1 << 20;
 /// Pauses between attempts to open that fail.
 const REOPEN_DELAY_MIN: Duration = Duration::from_millis(50);
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -110,7 +114,7 @@ pub(crate) struct Committer {
 
 impl Committer {
     /// Starts the commit thread of shard number `shard`, and the settle thread beside it, on what `opener` opened and
-    /// `watch` has looked at. Rewrites of segments keep to `rewrite_bytes_per_sec`.
+    /// `watch` has looked at. Rewrites of segments keep to `pace`.
     ///
     /// # Errors
     /// If the operating system gives no thread.
@@ -119,12 +123,12 @@ impl Committer {
         opener: Arc<dyn OpenLog>,
         log: Box<dyn CommitLog>,
         segments: Arc<SegmentStore>,
-        rewrite_bytes_per_sec: u64,
+        pace: RewritePace,
         watch: RoomWatch,
         report: Report,
     ) -> io::Result<Self> {
         let (sender, orders) = unbounded();
-        let start = Start { shard, rewrite_bytes_per_sec, report: Arc::clone(&report) };
+        let start = Start { shard, pace, report: Arc::clone(&report) };
         let open = start.settler(log, segments)?;
         let reported_disk = DiskUse { taken: open.disk_bytes(), room: watch.room() };
         let worker = Worker {
@@ -141,6 +145,7 @@ impl Committer {
             ticket: None,
             write_delay: Duration::ZERO,
             may_reclaim: true,
+            reclaim_since: (Instant::now(), 0),
             closing: false,
         };
         thread::Builder::new().name(format!("ds-commit-{shard}")).spawn(move || worker.run())?;
@@ -194,7 +199,7 @@ impl Open {
 /// What a settle thread is started with.
 struct Start {
     shard: usize,
-    rewrite_bytes_per_sec: u64,
+    pace: RewritePace,
     report: Report,
 }
 
@@ -202,7 +207,7 @@ impl Start {
     fn settler(&self, log: Box<dyn CommitLog>, segments: Arc<SegmentStore>) -> io::Result<Open> {
         let report = Arc::clone(&self.report);
         let hand: Hand = Arc::new(move |checkpoint| report(Completion::Prepared(checkpoint)));
-        let settler = Settler::spawn(self.shard, Arc::clone(&segments), self.rewrite_bytes_per_sec, hand)?;
+        let settler = Settler::spawn(self.shard, Arc::clone(&segments), self.pace, hand)?;
         Ok(Open { settler, log, segments })
     }
 }
@@ -226,6 +231,8 @@ struct Worker {
     write_delay: Duration,
     /// Whether removed streams may have left something behind.
     may_reclaim: bool,
+    /// Since when, or since the traffic was looked at, and the bytes that were committed since.
+    reclaim_since: (Instant, usize),
     closing: bool,
 }
 
@@ -239,6 +246,7 @@ impl Worker {
             }
             self.take_snapshot();
             self.flush_if_due();
+            self.reclaim_if_traffic_is_light();
             if self.open.as_ref().is_some_and(|open| open.settler.has_ended()) {
                 // Nothing would be settled any more, and the journal would grow.
                 self.fail(&StorageError::Database {
@@ -351,6 +359,7 @@ impl Worker {
             return self.fail(&error);
         }
         self.durable_through = through;
+        self.reclaim_since.1 += bytes;
         self.watch.wrote(bytes, &*open.log);
         self.reported_disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
         (self.report)(Completion::Durable { through, disk: self.reported_disk });
@@ -396,6 +405,17 @@ impl Worker {
             let log = guarded(|| open.log.snapshot())?;
             Ok(ShardSnapshot { log, segments: Arc::clone(&open.segments).hold() })
         });
+    }
+
+    fn reclaim_if_traffic_is_light(&mut self) {
+        let (since, bytes) = self.reclaim_since;
+        if since.elapsed() < RECLAIM_LATEST {
+            return;
+        }
+        if self.may_reclaim && bytes < LIGHT_TRAFFIC_BYTES {
+            self.reclaim();
+        }
+        self.reclaim_since = (Instant::now(), 0);
     }
 
     fn reclaim(&mut self) {

@@ -40,7 +40,7 @@ use layout::DataDirectory;
 pub use room::{DiskRoom, FreeSpaceProbe};
 pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
 pub(crate) use segment::SegmentMeta;
-use segment::{PreparedSegment, SegmentStore};
+use segment::{PreparedSegment, SegmentStore, StoreLimits};
 
 pub mod acid;
 pub mod backup;
@@ -220,7 +220,8 @@ pub(crate) fn open_shard<C: Catalogs + ?Sized>(
     }
     let disk = Arc::clone(directory.disk());
     let segments =
-        SegmentStore::open(disk, shard, directory.shard_dir(shard), &segments, next_segment_id, kept)?;
+        SegmentStore::open(disk, shard, directory.shard_dir(shard), &segments, next_segment_id, kept)?
+            .with_limits(StoreLimits::of_one_in(directory.shard_count()));
     Ok(OpenedShard { log, segments: Arc::new(segments), recovered })
 }
 

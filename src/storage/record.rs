@@ -183,7 +183,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
     let mut state = StreamState::created(&creation);
     state.retained = retained;
     let is_sound = state.base() == base && state.released() == released;
-    if !is_sound || released > settled || settled > tail {
+    if !is_sound || released > settled || settled != tail {
         return Err(record.corrupt("positions contradict each other"));
     }
     state.tail = tail;

@@ -29,6 +29,22 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A rewrite that is ahead of its pace by less does not pause.
 const PACE_SLACK: Duration = Duration::from_millis(20);
 
+/// Part of what is free on the disk that one rewrite may take: it frees no less, but only afterwards.
+const PART_OF_FREE: u64 = 4;
+/// Bytes that a rewrite reads and writes between two looks at what is free.
+const LOOK_BYTES: u64 = 4 << 20;
+/// Longest pause before rewrites are tried again that failed or found no room.
+const REWRITE_DELAY_MAX: Duration = Duration::from_secs(300);
+
+/// How rewrites of segments give way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RewritePace {
+    /// Read and written at most; 0 = nothing is rewritten.
+    pub(crate) bytes_per_sec: u64,
+    /// Shards that share the disk, at least 1.
+    pub(crate) shards: usize,
+}
+
 /// Where prepared checkpoints go. Called on the settle thread; must not block.
 pub(crate) type Hand = Arc<dyn Fn(Checkpoint) + Send + Sync>;
 
@@ -49,14 +65,14 @@ pub(crate) struct Settler {
 }
 
 impl Settler {
-    /// Starts the thread of shard number `shard`. Rewrites read and write at most `rewrite_bytes_per_sec`, 0 = none.
+    /// Starts the thread of shard number `shard`. Rewrites keep to `pace`.
     ///
     /// # Errors
     /// If the operating system gives no thread.
     pub(crate) fn spawn(
         shard: usize,
         store: Arc<SegmentStore>,
-        rewrite_bytes_per_sec: u64,
+        pace: RewritePace,
         hand: Hand,
     ) -> io::Result<Self> {
         let (sender, orders) = unbounded();
@@ -65,8 +81,10 @@ impl Settler {
             store,
             orders,
             hand,
-            rewrite_bytes_per_sec,
+            pace,
             rewrite_is_out: false,
+            rewrite_delay: RETRY_DELAY_MAX,
+            lacks_room: false,
             closing: false,
         };
         let thread = thread::Builder::new().name(format!("ds-settle-{shard}")).spawn(move || worker.run())?;
@@ -112,9 +130,13 @@ struct Worker {
     store: Arc<SegmentStore>,
     orders: Receiver<Order>,
     hand: Hand,
-    rewrite_bytes_per_sec: u64,
+    pace: RewritePace,
     /// A rewrite was handed over and is not committed yet: nothing else is rewritten before.
     rewrite_is_out: bool,
+    /// Pause before the next rewrite, should this one fail.
+    rewrite_delay: Duration,
+    /// Something is worth a rewrite, and there is no room for it.
+    lacks_room: bool,
     closing: bool,
 }
 
@@ -122,9 +144,16 @@ impl Worker {
     fn run(&mut self) {
         loop {
             while self.rewrite_what_is_worth_it() {}
-            match self.orders.recv() {
-                Ok(order) if !self.closing => self.obey(order),
-                _ => return,
+            let next = match self.lacks_room {
+                // Others may make room, of which nobody tells this thread.
+                true => self.orders.recv_timeout(REWRITE_DELAY_MAX),
+                false => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                _ if self.closing => return,
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
@@ -204,19 +233,35 @@ impl Worker {
             (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
             return false;
         }
-        if self.rewrite_bytes_per_sec == 0 {
+        if self.pace.bytes_per_sec == 0 {
             return false;
         }
-        let Some(plan) = self.store.choose_rewrite() else { return false };
+        let free = self.store.free_bytes();
+        let share = free.map_or(u64::MAX, |free| free / PART_OF_FREE / self.pace.shards as u64);
+        let Some(plan) = self.store.choose_rewrite(share) else {
+            self.lacks_room = share < u64::MAX && self.store.choose_rewrite(u64::MAX).is_some();
+            return false;
+        };
         let replaced = plan.segments().to_vec();
         let store = Arc::clone(&self.store);
         let begun = Instant::now();
-        let mut bytes = 0;
-        match store.rewrite(plan, &mut |more| self.pace(begun, &mut bytes, more)) {
+        let (mut bytes, mut looked_at) = (0, 0);
+        let throttle = &mut |more| {
+            if bytes - looked_at >= LOOK_BYTES {
+                looked_at = bytes;
+                // Somebody else takes what was there.
+                if self.store.free_bytes() < free.map(|free| free / 2) {
+                    return ControlFlow::Break(());
+                }
+            }
+            self.pace(begun, &mut bytes, more)
+        };
+        match store.rewrite(plan, throttle) {
             // It was ended, or nothing was alive any more.
             Ok(None) => true,
             Ok(Some(segment)) => {
                 self.rewrite_is_out = true;
+                self.rewrite_delay = RETRY_DELAY_MAX;
                 let mut checkpoint = Checkpoint { segments_removed: replaced, ..Checkpoint::default() };
                 self.add(&mut checkpoint, Some(segment));
                 (self.hand)(checkpoint);
@@ -224,7 +269,8 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(ds.shard = self.shard, %error, "segments could not be rewritten");
-                self.pause(RETRY_DELAY_MAX);
+                self.pause(self.rewrite_delay);
+                self.rewrite_delay = (self.rewrite_delay * 2).min(REWRITE_DELAY_MAX);
                 true
             }
         }
@@ -233,7 +279,7 @@ impl Worker {
     /// Holds a rewrite to its pace, obeying orders meanwhile.
     fn pace(&mut self, begun: Instant, bytes: &mut u64, more: u64) -> ControlFlow<()> {
         *bytes += more;
-        let due = begun + Duration::from_secs_f64(*bytes as f64 / self.rewrite_bytes_per_sec as f64);
+        let due = begun + Duration::from_secs_f64(*bytes as f64 / self.pace.bytes_per_sec as f64);
         loop {
             let now = Instant::now();
             let order = if due > now + PACE_SLACK {

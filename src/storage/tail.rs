@@ -226,9 +226,12 @@ impl RecentTail {
     pub(crate) fn pieces(&self, from: u64) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         let mut at = from;
+        let mut block = self.sealed.partition_point(|block| block.end() <= at);
         while at < self.end() {
-            let block_end =
-                self.sealed.iter().map(Block::end).find(|&end| end > at).unwrap_or_else(|| self.end());
+            while self.sealed.get(block).is_some_and(|block| block.end() <= at) {
+                block += 1;
+            }
+            let block_end = self.sealed.get(block).map_or_else(|| self.end(), Block::end);
             let end = self.page_end(at, block_end.min(at + BLOCK_BYTES as u64));
             pieces.extend(self.slice(at, end));
             at = end;

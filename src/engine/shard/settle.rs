@@ -18,9 +18,12 @@ const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
 /// Streams settled at one time: their records are written by the commit that carries the checkpoint, and each may cost
 /// it a page.
 const STREAMS_MAX: usize = 1024;
-/// Part of the room on the disk that one checkpoint may settle content into, and that all journals may take: content of
-/// removed streams leaves the disk only with the journal that it is in, and settling needs room before it frees any.
-const PART_OF_ROOM: u64 = 4;
+/// Part of the room on the disk that all journals may take: content of removed streams leaves the disk only with the
+/// journal that it is in.
+const JOURNAL_PART_OF_ROOM: u64 = 4;
+/// Part of what is left that all checkpoints under way may settle content into. Twice as much, as there has to be room for
+/// all that a journal holds: if it is one stream's, it is settled as a whole or not at all.
+const SETTLED_PART_OF_ROOM: u64 = 2;
 /// Journal that a shard keeps, however little room there is; bytes.
 const JOURNAL_BYTES_MIN: u64 = 64 * 1024;
 /// Journals this many times as large as they should be, and larger than what may be staged at one time, are not made any
@@ -174,7 +177,7 @@ impl Shard {
     /// Journal size at which settling starts: what is configured, or less if the disk is small.
     fn journal_budget(&self) -> u64 {
         let room = self.shared.quotas.disk_room(self.index).saturating_add(self.settling.journal_bytes);
-        let share = room / PART_OF_ROOM / self.shared.mailboxes.len() as u64;
+        let share = room / JOURNAL_PART_OF_ROOM / self.shared.mailboxes.len() as u64;
         self.limits.journal_bytes.min(share.max(JOURNAL_BYTES_MIN))
     }
 
@@ -205,7 +208,8 @@ impl Shard {
     /// Notes the state of the streams that have waited longest as of the end of group number `group`. Says which is the
     /// first group that they need.
     fn settle_oldest(&mut self, group: u64) -> (Vec<StreamCheckpoint>, u64) {
-        let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
+        let room = self.shared.quotas.disk_room(self.index);
+        let fitting = room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64;
         let (mut settled, mut first) = (Vec::new(), group);
         let mut bytes = 0;
         while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
@@ -227,7 +231,8 @@ impl Shard {
     /// stale.
     fn settle_released(&mut self, group: u64, now_ms: i64) -> (Vec<StreamCheckpoint>, u64) {
         self.settling.no_release_before_ms = now_ms.saturating_add(RELEASE_PAUSE_MS);
-        let fitting = self.shared.quotas.disk_room(self.index) / PART_OF_ROOM;
+        let room = self.shared.quotas.disk_room(self.index);
+        let fitting = room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64;
         let (mut settled, mut first) = (Vec::new(), group);
         let mut bytes = 0;
         while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {

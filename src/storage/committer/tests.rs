@@ -220,7 +220,7 @@ impl Setup {
         };
         let mut watch = RoomWatch::new(SHARD, rule);
         watch.look(&*log);
-        let pace = self.rewrite_bytes_per_sec;
+        let pace = RewritePace { bytes_per_sec: self.rewrite_bytes_per_sec, shards: 1 };
         let committer =
             Committer::spawn(SHARD, opener, log, Arc::clone(&segments), pace, watch, report).unwrap();
         Rig { committer, below, segments, began, turns, completions }

@@ -84,35 +84,36 @@ struct Candidate {
     payload_bytes: u64,
 }
 
-/// Chooses among `segments`, which come by id: oldest first.
+/// Chooses among `segments`, which come by id: oldest first. The plan has at most `live_bytes_max`.
 pub(super) fn choose<'a>(
     policy: &RewritePolicy,
+    live_bytes_max: u64,
     segments: impl Iterator<Item = &'a LiveSegment>,
 ) -> Option<RewritePlan> {
     let candidates: Vec<Candidate> = segments
-        .filter(|live| live.live_bytes > 0 && !live.incomplete && !live.damaged)
+        .filter(|live| (1..=live_bytes_max).contains(&live.live_bytes) && !live.incomplete && !live.damaged)
         .map(|live| Candidate {
             id: live.segment.key.id,
             live_bytes: live.live_bytes,
             payload_bytes: live.segment.trailer.payload_bytes,
         })
         .collect();
-    sparse(policy, &candidates).or_else(|| many(policy, candidates))
+    sparse(policy, live_bytes_max, &candidates).or_else(|| many(policy, live_bytes_max, candidates))
 }
 
 /// The emptiest segments.
-fn sparse(policy: &RewritePolicy, candidates: &[Candidate]) -> Option<RewritePlan> {
+fn sparse(policy: &RewritePolicy, live_bytes_max: u64, candidates: &[Candidate]) -> Option<RewritePlan> {
     let percent = |candidate: &Candidate| {
         u128::from(candidate.live_bytes) * 100 / u128::from(candidate.payload_bytes.max(1))
     };
     let is_sparse = |candidate: &&Candidate| percent(candidate) < u128::from(policy.live_percent_min);
     let mut sparse: Vec<Candidate> = candidates.iter().filter(is_sparse).copied().collect();
     sparse.sort_by_key(|candidate| (percent(candidate), candidate.id));
-    (!sparse.is_empty()).then(|| join(policy, &sparse, policy.target_bytes))
+    (!sparse.is_empty()).then(|| join(policy, &sparse, policy.target_bytes.min(live_bytes_max)))
 }
 
 /// The oldest segments of the lowest class that has too many.
-fn many(policy: &RewritePolicy, mut candidates: Vec<Candidate>) -> Option<RewritePlan> {
+fn many(policy: &RewritePolicy, live_bytes_max: u64, mut candidates: Vec<Candidate>) -> Option<RewritePlan> {
     candidates.retain(|candidate| candidate.live_bytes < policy.highest_class_bytes);
     let class = |candidate: &Candidate| {
         let mut class_bytes = policy.lowest_class_bytes.max(1);
@@ -124,7 +125,7 @@ fn many(policy: &RewritePolicy, mut candidates: Vec<Candidate>) -> Option<Rewrit
     candidates.sort_by_key(|candidate| (class(candidate), candidate.id));
     let of_a_class = candidates.chunk_by(|a, b| class(a) == class(b));
     let many = of_a_class.into_iter().find(|candidates| candidates.len() >= policy.class_count.max(2))?;
-    Some(join(policy, many, policy.joined_bytes_max))
+    Some(join(policy, many, policy.joined_bytes_max.min(live_bytes_max)))
 }
 
 /// As many of `candidates`, at least one, as have no more than `bytes_max` together.

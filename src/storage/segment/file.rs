@@ -177,6 +177,20 @@ pub(super) struct Descriptors {
     open: Mutex<Open>,
 }
 
+/// Whether the process, or the machine, may open no more files.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        Errno::from_io_error(error).is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = error;
+        false
+    }
+}
+
 #[derive(Debug, Default)]
 struct Open {
     files: Vec<OpenFile>,
@@ -198,6 +212,11 @@ impl Open {
         found.last_use = self.uses;
         Some(Arc::clone(&found.file))
     }
+
+    fn take_oldest(&mut self) -> Option<OpenFile> {
+        let oldest = self.files.iter().enumerate().min_by_key(|(_, file)| file.last_use);
+        oldest.map(|(at, _)| at).map(|at| self.files.swap_remove(at))
+    }
 }
 
 impl Descriptors {
@@ -216,7 +235,13 @@ impl Descriptors {
             return Ok(file);
         }
         // Not under the lock: others read meanwhile. If two open the same file, one of the descriptors is dropped.
-        let file = self.disk.open(&segment.path, OpenMode::Read)?;
+        let file = loop {
+            match self.disk.open(&segment.path, OpenMode::Read) {
+                // What is kept open is kept for speed alone.
+                Err(error) if is_out_of_descriptors(&error) && self.close_oldest() => {}
+                opened => break opened?,
+            }
+        };
         let mut open = self.open();
         if segment.gone.load(Ordering::Relaxed) {
             return Ok(file);
@@ -224,17 +249,19 @@ impl Descriptors {
         if let Some(file) = open.get(segment.key.id) {
             return Ok(file);
         }
-        let mut closed = None;
-        if open.files.len() >= self.max {
-            let oldest = open.files.iter().enumerate().min_by_key(|(_, file)| file.last_use);
-            closed = oldest.map(|(at, _)| at).map(|at| open.files.swap_remove(at));
-        }
+        let closed = if open.files.len() >= self.max { open.take_oldest() } else { None };
         open.uses += 1;
         let last_use = open.uses;
         open.files.push(OpenFile { id: segment.key.id, last_use, file: Arc::clone(&file) });
         drop(open);
         drop(closed);
         Ok(file)
+    }
+
+    /// Closes the file that was used longest ago. `false` = none is kept open.
+    fn close_oldest(&self) -> bool {
+        let oldest = self.open().take_oldest();
+        oldest.is_some()
     }
 
     /// Closes the segment's file, and keeps it from being kept open again: its room is wanted.

@@ -96,7 +96,6 @@ pub(crate) use format::id_of_file_name;
 pub(crate) use hold::SegmentHold;
 pub(crate) use open::{Examined, examine};
 pub(crate) use store::SegmentStore;
-#[cfg(test)]
 pub(crate) use store::StoreLimits;
 pub(crate) use verify::{Finding, verify_segment};
 pub(crate) use writer::PreparedSegment;

@@ -17,10 +17,12 @@ use crate::storage::disk::Disk;
 
 /// Runs or streams that are changed under one hold of the index's lock: about a millisecond for which readers wait.
 const CHANGES_PER_LOCK: usize = 1024;
+/// Descriptors that a store keeps open.
+const DESCRIPTORS_MAX: usize = 64;
 /// Buffers that are kept between reads.
 const BUFFERS_MAX: usize = 16;
 
-/// Sizes that tests set smaller.
+/// Sizes of a store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreLimits {
     /// Descriptors that are kept open.
@@ -31,7 +33,20 @@ pub(crate) struct StoreLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { descriptors_max: 64, run_bytes_max: 1 << 30 }
+        Self { descriptors_max: DESCRIPTORS_MAX, run_bytes_max: 1 << 30 }
+    }
+}
+
+impl StoreLimits {
+    /// For one of `shards` stores of this process: together they keep a 16th of its descriptors open, at most.
+    pub(crate) fn of_one_in(shards: usize) -> Self {
+        #[cfg(unix)]
+        let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        #[cfg(not(unix))]
+        let allowed: Option<u64> = None;
+        let share = allowed.map_or(u64::MAX, |allowed| allowed / 16 / shards as u64);
+        let share = usize::try_from(share).unwrap_or(usize::MAX);
+        Self { descriptors_max: share.clamp(1, DESCRIPTORS_MAX), ..Self::default() }
     }
 }
 
@@ -85,7 +100,6 @@ impl SegmentStore {
 
     /// The same store with other sizes.
     #[must_use]
-    #[cfg(test)]
     pub(crate) fn with_limits(mut self, limits: StoreLimits) -> Self {
         self.descriptors = Descriptors::new(Arc::clone(&self.disk), limits.descriptors_max);
         self.limits = limits;
@@ -296,10 +310,15 @@ impl SegmentStore {
         dead.map(|live| live.segment.key.id).collect()
     }
 
-    /// Which segments are worth to be written anew, if any are. The plan is valid until something else is published as
+    /// Bytes that are free on the disk; `None` = nobody knows.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        self.disk.free_bytes()
+    }
+
+    /// Which segments, with at most `live_bytes_max` alive in them, are worth to be written anew, if any are. The plan is valid until something else is published as
     /// removed; so there is one at a time, from here to its publication.
-    pub(crate) fn choose_rewrite(&self) -> Option<RewritePlan> {
-        choose::choose(&self.policy, self.index().segments())
+    pub(crate) fn choose_rewrite(&self, live_bytes_max: u64) -> Option<RewritePlan> {
+        choose::choose(&self.policy, live_bytes_max, self.index().segments())
     }
 }
 

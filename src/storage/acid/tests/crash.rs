@@ -12,6 +12,7 @@ use super::model::{Model, cases, group_plan};
 use super::*;
 use crate::storage::committer::{Committer, Completion};
 use crate::storage::disk::DiskEntry;
+use crate::storage::settler::RewritePace;
 use crate::storage::{RoomRule, RoomWatch};
 
 const SECTOR_BYTES: usize = 512;
@@ -334,7 +335,8 @@ fn the_commit_thread_reopens_after_a_failed_sync_and_nothing_half_done_is_there(
     let (sender, completions) = unbounded();
     let report = Arc::new(move |completion| drop(sender.send(completion)));
     let watch = RoomWatch::new(0, RoomRule::new(0, 1, 0));
-    let mut committer = Committer::spawn(0, Arc::new(acid), log, segments, 0, watch, report).unwrap();
+    let pace = RewritePace { bytes_per_sec: 0, shards: 1 };
+    let mut committer = Committer::spawn(0, Arc::new(acid), log, segments, pace, watch, report).unwrap();
 
     committer.settle(settling(1, 0, vec!["content".into()]));
     let Completion::Prepared(prepared) = completions.recv().unwrap() else { panic!("it is settled") };

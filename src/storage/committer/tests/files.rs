@@ -29,6 +29,7 @@ struct State {
     failures: usize,
     is_held: bool,
     waiting: usize,
+    free: Option<u64>,
 }
 
 impl Files {
@@ -49,6 +50,11 @@ impl Files {
     /// Returns once so many steps have failed.
     pub(super) fn wait_for_failures(&self, count: usize) {
         self.wait_until(|state| state.failures >= count);
+    }
+
+    /// From now on so many bytes are free.
+    pub(super) fn set_free(&self, bytes: u64) {
+        self.lock().free = Some(bytes);
     }
 
     /// From now on making a file waits.
@@ -132,6 +138,6 @@ impl Disk for Files {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        None
+        self.lock().free
     }
 }

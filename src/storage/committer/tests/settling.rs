@@ -266,6 +266,20 @@ fn a_segment_with_little_live_content_is_rewritten_and_swapped_by_a_commit() {
 }
 
 #[test]
+fn a_rewrite_that_the_disk_has_no_room_for_waits_until_it_has() {
+    let rig = Setup { rewrite_bytes_per_sec: FAST, ..Setup::default() }.build();
+    rig.settle(1, &[(1, 100_000), (2, 1_000_000)]);
+    rig.below.files.set_free(300_000);
+    rig.commit(2, removing(2));
+    rig.settle(3, &[(3, 1_000)]);
+    assert_eq!(rig.below.files.count(), 2, "nothing is written but what is settled");
+    rig.below.files.set_free(1_000_000);
+    rig.settle(4, &[(4, 1_000)]);
+    let rewrite = rig.expect_prepared();
+    assert_eq!((rewrite.segments_added.len(), rewrite.segments_removed.len()), (1, 1));
+}
+
+#[test]
 fn without_a_pace_nothing_is_rewritten_but_dead_segments_go() {
     let rig = Setup::default().build();
     rig.settle(1, &[(1, 10), (2, 1_000)]);

@@ -41,7 +41,7 @@ fn readers_find_every_byte_while_segments_are_replaced_and_removed() {
                 settled.store(*end, Ordering::SeqCst);
             }
             store.forget(&[100 + round]);
-            while let Some(plan) = store.choose_rewrite() {
+            while let Some(plan) = store.choose_rewrite(u64::MAX) {
                 rewrite(store, plan.segments());
             }
         }

@@ -150,14 +150,14 @@ fn a_damaged_segment_is_not_rewritten_again_and_again() {
     let mut damaged = file_bytes(&disk, meta.id);
     damaged[HEADER_BYTES + 1008 + 10] ^= 1;
     put_file(&disk, meta.id, &damaged);
-    let plan = store.choose_rewrite().unwrap();
+    let plan = store.choose_rewrite(u64::MAX).unwrap();
     assert_eq!((plan.segments(), plan.live_bytes()), (&[meta.id][..], 10));
     let outcome = store.rewrite(plan, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(outcome, Err(StorageError::Corrupt(_))));
     assert_eq!(files(&disk).len(), 2);
-    assert_eq!(store.choose_rewrite(), None);
+    assert_eq!(store.choose_rewrite(u64::MAX), None);
     store.forget(&[3]);
-    assert_eq!(store.choose_rewrite().unwrap().segments(), [other.id]);
+    assert_eq!(store.choose_rewrite(u64::MAX).unwrap().segments(), [other.id]);
 }
 
 /// A file whose checksums are right, whatever it says.

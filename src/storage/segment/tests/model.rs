@@ -115,7 +115,7 @@ impl Model {
             .map(|at| self.catalog[at.index(self.catalog.len())].id)
             .collect();
         let plan = if chosen.is_empty() {
-            self.store.choose_rewrite()
+            self.store.choose_rewrite(u64::MAX)
         } else {
             Some(RewritePlan { segments: chosen.into_iter().collect(), live_bytes: 0 })
         };

@@ -163,15 +163,15 @@ fn sparse_segments_are_chosen_emptiest_first_up_to_the_target() {
         let at = at as u64;
         ids.push(settle(&store, vec![run(at, 0, &[live]), run(100 + at, 0, &[1000 - live])]).id);
     }
-    assert_eq!(store.choose_rewrite(), None);
+    assert_eq!(store.choose_rewrite(u64::MAX), None);
     store.forget(&[100, 101, 102, 103, 104, 105]);
-    let plan = store.choose_rewrite().unwrap();
+    let plan = store.choose_rewrite(u64::MAX).unwrap();
     assert_eq!((plan.segments(), plan.live_bytes()), (&[ids[2], ids[5], ids[3]][..], 850));
     let sources = plan.segments().to_vec();
     rewrite(&store, &sources).unwrap();
-    assert_eq!(store.choose_rewrite().unwrap().segments(), [ids[1]]);
+    assert_eq!(store.choose_rewrite(u64::MAX).unwrap().segments(), [ids[1]]);
     rewrite(&store, &[ids[1]]).unwrap();
-    assert_eq!(store.choose_rewrite(), None);
+    assert_eq!(store.choose_rewrite(u64::MAX), None);
 }
 
 /// Settles `count` segments of `bytes(i)` bytes and rewrites whatever is chosen. Returns the most segments seen, and
@@ -192,7 +192,7 @@ fn settle_many(
         ends[stream] += len;
         then(store, round);
         store.publish(vec![], &store.dead_segments()).unwrap();
-        while let Some(plan) = store.choose_rewrite() {
+        while let Some(plan) = store.choose_rewrite(u64::MAX) {
             rewritten += rewrite(store, plan.segments()).unwrap().file_bytes;
         }
         most = most.max(store.segment_count());
