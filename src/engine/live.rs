@@ -309,7 +309,7 @@ impl Subscription {
                     drop(batch);
                     return self.catch_up(max_bytes).await.map(Some);
                 }
-                Some(LiveEvent::Data(batch)) if batch.start == batch.end && !batch.closed => {}
+                Some(LiveEvent::Data(batch)) if batch.start == batch.end => {}
                 event => return Ok(event),
             }
         }
@@ -372,6 +372,11 @@ impl Subscription {
         };
         let up_to_date = page.up_to_date();
         let closed = up_to_date && page.info.closed;
+        if closed && page.start == page.end {
+            // Retention took everything that was to be read.
+            (self.position, self.held, self.at_start) = (page.end, 0, false);
+            return Ok(LiveEvent::Closed { tail: page.end });
+        }
         Ok(self.take(LiveBatch::new(page.start, page.end, page.data, up_to_date, closed)))
     }
 }

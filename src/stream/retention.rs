@@ -191,7 +191,7 @@ impl Retained {
         Some(self.units[spared.checked_sub(1)?].start)
     }
 
-    /// When [`Self::due_cut`] is to be asked again if nothing comes. `None` = it need not be.
+    /// When to look again whether content is too old, if nothing comes. Milliseconds since 1970; `None` = never.
     pub fn next_due_ms(&self) -> Option<i64> {
         Some(self.units.first()?.newest_ms.saturating_add(self.max_age_ms()?))
     }

@@ -249,7 +249,7 @@ impl Run {
         let (world, bursts, stop) = (&*world, plan.bursts, Cell::new(false));
         let clients = join_all(clients.iter_mut().map(|client| client.work(world, bursts)));
         let writers = join_all(ledger.writers.iter_mut().map(|writer| writer.work(world, bursts / 2)));
-        let windowed = window.work(world, bursts);
+        let windowed = window.work(world, bursts.div_ceil(2));
         let work = async {
             let ((clients, writers), windowed) = join(join(clients, writers), windowed).await;
             stop.set(true);

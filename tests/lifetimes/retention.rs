@@ -191,6 +191,21 @@ async fn a_live_read_from_the_start_begins_with_what_is_kept_by_then() {
 }
 
 #[tokio::test]
+async fn a_live_read_of_a_closed_stream_ends_if_everything_has_gone() {
+    in_each_mode(async |server| {
+        server.request("PUT", "a", &[HOUR, ("Stream-Closed", "true")], "old").await.expect(201);
+        let name = StreamName::from_stored("a");
+        let mut reader = server.storage.subscribe(name, RequestedOffset::Start).await.expect("it exists");
+        server.pass(AGE);
+        wait_for_earliest(&server, "a", 3).await;
+        let event = reader.next(1 << 20).await.expect("it ends");
+        assert!(matches!(event, LiveEvent::Closed { tail: 3 }), "{event:?}");
+        assert_eq!(reader.position(), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn forks_keep_what_they_read_and_let_go_of_it_when_they_end() {
     in_each_mode(async |server| {
         server.request("PUT", "source", &[HOUR], "inherited").await.expect(201);

@@ -42,6 +42,8 @@ pub(crate) struct Setting {
 pub(crate) enum Command {
     Create(CreatePlan),
     Append(AppendPlan),
+    /// Many to one stream, so that it is cut.
+    Appends(Vec<AppendPlan>),
     Delete(u8),
     Head(u8),
     Read(u8, At, usize),
@@ -386,6 +388,10 @@ fn requests() -> impl Strategy<Value = Command> {
     prop_oneof![
         10 => create().prop_map(Command::Create),
         24 => append().prop_map(Command::Append),
+        6 => (names(), vec(append(), 2..12)).prop_map(|(name, plans)| {
+            let here = |plan| AppendPlan { name, close: false, ..plan };
+            Command::Appends(plans.into_iter().map(here).collect())
+        }),
         4 => names().prop_map(Command::Delete),
         3 => names().prop_map(Command::Head),
         8 => (names(), positions(), page_sizes()).prop_map(|(name, at, max)| Command::Read(name, at, max)),

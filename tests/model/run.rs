@@ -16,7 +16,9 @@ use tokio::runtime::Runtime;
 use crate::disk::{Calls, Fault};
 use crate::model::{Answer, Appended, Created, Limits, Model, Stream};
 use crate::outcome::{Trouble, certain};
-use crate::plan::{At, CROWD, Change, Command, NAMES, Position, Setting, plain_append, plain_creation};
+use crate::plan::{
+    AppendPlan, At, CROWD, Change, Command, NAMES, Position, Setting, plain_append, plain_creation,
+};
 use crate::request::{Append, Body, Create, Life, stream_name};
 use crate::store::{Below, MEMORY_BYTES, PROBES_MAX, PRODUCERS_MAX, open};
 
@@ -89,11 +91,8 @@ impl Run {
                 self.note(&request);
                 self.create(&request);
             }
-            Command::Append(plan) => {
-                let request = plan.resolve(&self.model);
-                self.note(&request);
-                self.append(&request);
-            }
+            Command::Append(plan) => self.append_planned(plan),
+            Command::Appends(plans) => plans.iter().for_each(|plan| self.append_planned(plan)),
             Command::Delete(name) => {
                 self.note(command);
                 self.delete(*name);
@@ -140,6 +139,12 @@ impl Run {
         assert_eq!(answer, expected, "create");
         self.wait_until_settled();
         self.check_head(request.name);
+    }
+
+    fn append_planned(&mut self, plan: &AppendPlan) {
+        let request = plan.resolve(&self.model);
+        self.note(&request);
+        self.append(&request);
     }
 
     fn append(&mut self, request: &Append) {

@@ -196,9 +196,11 @@ impl Shard {
                 let event = Event::Appended(append);
                 self.stage(id, &event);
                 let Event::Appended(append) = event else { unreachable!("it was made just above") };
-                self.trim_if_due(id, now_ms);
                 let entry = self.entry(id).expect("staging keeps the stream");
                 let answer = accepted(&entry.state, &append);
+                if entry.state.retained.is_some() {
+                    self.trim_if_due(id, now_ms);
+                }
                 self.answer_after(self.group.seq, reply, Ok(answer));
             }
         }

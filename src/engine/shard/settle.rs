@@ -189,13 +189,21 @@ impl Shard {
         }
         let now_ms = self.shared.clock.now_ms();
         let is_journal_over = self.settling.journal_bytes > self.journal_budget();
-        if !is_journal_over && self.settling.next_ms().is_none_or(|due_ms| due_ms > now_ms) {
+        let is_release_due = self.settling.next_ms().is_some_and(|due_ms| due_ms <= now_ms);
+        if !is_journal_over && !is_release_due {
             return;
         }
+        // Also if nothing comes of it now, for want of room: the core must not come back at once, and again.
+        self.settling.no_release_before_ms = now_ms.saturating_add(RELEASE_PAUSE_MS);
         // Without events the open group is not handed down now, and its number is for events to come.
         let as_of = if self.group.events > 0 { group } else { group - 1 };
-        let (streams, first) =
-            if is_journal_over { self.settle_oldest(as_of) } else { self.settle_released(as_of, now_ms) };
+        let (mut streams, mut first) = (Vec::new(), as_of);
+        if is_journal_over {
+            (streams, first) = self.settle_oldest(as_of);
+        }
+        if streams.is_empty() && is_release_due {
+            (streams, first) = self.settle_released(as_of, now_ms);
+        }
         if streams.is_empty() {
             return;
         }
@@ -208,8 +216,7 @@ impl Shard {
     /// Notes the state of the streams that have waited longest as of the end of group number `group`. Says which is the
     /// first group that they need.
     fn settle_oldest(&mut self, group: u64) -> (Vec<StreamCheckpoint>, u64) {
-        let room = self.shared.quotas.disk_room(self.index);
-        let fitting = room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64;
+        let fitting = self.fitting();
         let (mut settled, mut first) = (Vec::new(), group);
         let mut bytes = 0;
         while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
@@ -230,9 +237,7 @@ impl Shard {
     /// The same for streams of which something was released long enough ago. Their places among those that wait become
     /// stale.
     fn settle_released(&mut self, group: u64, now_ms: i64) -> (Vec<StreamCheckpoint>, u64) {
-        self.settling.no_release_before_ms = now_ms.saturating_add(RELEASE_PAUSE_MS);
-        let room = self.shared.quotas.disk_room(self.index);
-        let fitting = room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64;
+        let fitting = self.fitting();
         let (mut settled, mut first) = (Vec::new(), group);
         let mut bytes = 0;
         while settled.len() < STREAMS_MAX && bytes < PAYLOAD_BYTES_MAX {
