@@ -181,6 +181,12 @@ impl Shard {
         self.limits.journal_bytes.min(share.max(JOURNAL_BYTES_MIN))
     }
 
+    /// Content that one checkpoint may settle, in bytes.
+    fn fitting(&self) -> u64 {
+        let room = self.shared.quotas.disk_room(self.index);
+        room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64
+    }
+
     /// Hands streams to the settle thread if none are there: those that have waited longest, if the journal asks for it;
     /// or those whose content was released a while ago.
     fn begin_checkpoint(&mut self, group: u64) {
