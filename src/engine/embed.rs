@@ -1,7 +1,9 @@
 //! Starting engines: [`InMemoryStorage`], [`FileStorage`], [`AcidStorage`], or whichever a configuration asks for.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use crate::config::{AcidBackend, Config, StorageMode};
 use crate::engine::api::{
@@ -98,7 +100,7 @@ impl Engine {
         config: &Config,
         shards: usize,
         options: &EngineOptions,
-        prepare: impl Fn(&mut Shard, &Arc<Shared>) -> Result<(), StorageError>,
+        prepare: impl Fn(&mut Shard, &Arc<Shared>) -> Result<(), StorageError> + Sync,
     ) -> Result<Self, StorageError> {
         let limits = &config.limits;
         let in_memory = config.storage.mode == StorageMode::Memory;
@@ -123,17 +125,35 @@ impl Engine {
             journal_bytes: journal_bytes(config, shards),
             recent_bytes_max: limits.max_memory_bytes / shards as u64,
         };
-        let mut ready = Vec::with_capacity(shards);
-        for (index, mail) in mail.into_iter().enumerate() {
-            let mut shard = Shard::new(index, shared.clone(), shard_limits.clone());
-            prepare(&mut shard, &shared)?;
-            ready.push((shard, mail));
-        }
+        let shards = (0..shards).map(|index| Shard::new(index, shared.clone(), shard_limits.clone()));
+        let prepared = prepare_all(shards.collect(), |shard| prepare(shard, &shared))?;
+        let ready = prepared.into_iter().zip(mail).collect();
         let stop = Arc::new(StopOnDrop(shared.clone()));
         core::start(&shared, ready)
             .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
         Ok(Self { shared, _stop: stop })
     }
+}
+
+/// Prepares shards side by side: what takes long about it is reading, and the disk may be good at several reads at a time.
+fn prepare_all(
+    mut shards: Vec<Shard>,
+    prepare: impl Fn(&mut Shard) -> Result<(), StorageError> + Sync,
+) -> Result<Vec<Shard>, StorageError> {
+    let prepare = &prepare;
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let spawn = |shard| thread::Builder::new().spawn_scoped(scope, move || prepare(shard));
+        let threads: Vec<_> = shards.iter_mut().map(spawn).collect();
+        threads
+            .into_iter()
+            .map(|thread| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(source) => Err(StorageError::Io { context: "starting a thread".into(), source }),
+            })
+            .collect()
+    });
+    outcomes.into_iter().collect::<Result<(), _>>()?;
+    Ok(shards)
 }
 
 /// Journal size at which a shard begins to settle. Removed streams leave the journal only as it is settled and trimmed, so
