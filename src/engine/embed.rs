@@ -15,6 +15,7 @@ use crate::engine::clock::Clock;
 use crate::engine::core::{self, Shared};
 use crate::engine::handle::{Engine, StopOnDrop};
 use crate::engine::mailbox::Mailbox;
+use crate::engine::opening::Opening;
 use crate::engine::quota::{QuotaLimits, Quotas};
 use crate::engine::read_budget::ReadBudget;
 use crate::engine::request::Mail;
@@ -43,6 +44,8 @@ pub struct EngineOptions {
     pub backend: Option<TestBackend>,
     /// What is asked for the room on the disk, instead of its file system.
     pub free_space: Option<FreeSpaceProbe>,
+    /// Who is told how far the opening is.
+    pub(crate) opening: Opening,
 }
 
 /// A [`BackendFactory`] that can be printed.
@@ -87,12 +90,18 @@ impl Engine {
     /// # Errors
     /// Whatever keeps the data directory from being opened, as one clear line.
     pub fn open(config: &Config) -> Result<Self, StorageError> {
+        Self::open_telling(config, &Opening::default())
+    }
+
+    /// The same, and `opening` knows what is still to be done.
+    pub(crate) fn open_telling(config: &Config, opening: &Opening) -> Result<Self, StorageError> {
+        let options = &EngineOptions { opening: opening.clone(), ..EngineOptions::default() };
         match config.storage.mode {
-            StorageMode::Memory => InMemoryStorage::new(config).map(|storage| storage.0),
+            StorageMode::Memory => InMemoryStorage::with_options(config, options).map(|storage| storage.0),
             StorageMode::FileFast | StorageMode::FileDurable => {
-                FileStorage::open(config).map(|storage| storage.0)
+                FileStorage::open_with(config, options).map(|storage| storage.0)
             }
-            StorageMode::Acid => AcidStorage::open(config).map(|storage| storage.engine),
+            StorageMode::Acid => AcidStorage::open_with(config, options).map(|storage| storage.engine),
         }
     }
 
@@ -126,7 +135,12 @@ impl Engine {
             recent_bytes_max: limits.max_memory_bytes / shards as u64,
         };
         let shards = (0..shards).map(|index| Shard::new(index, shared.clone(), shard_limits.clone()));
-        let prepared = prepare_all(shards.collect(), |shard| prepare(shard, &shared))?;
+        options.opening.begin(shards.len());
+        let prepared = prepare_all(shards.collect(), |shard| {
+            prepare(shard, &shared)?;
+            options.opening.opened(shard.index());
+            Ok(())
+        })?;
         let ready = prepared.into_iter().zip(mail).collect();
         let stop = Arc::new(StopOnDrop(shared.clone()));
         core::start(&shared, ready)
