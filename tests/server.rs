@@ -457,3 +457,39 @@ fn server_for_which_no_http_version_is_left_is_refused() {
     config.transport.http1 = false;
     assert!(matches!(Server::start(config), Err(ServerError::NoTransport)));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_says_what_it_waits_for_while_storage_is_being_opened() {
+    let mut server =
+        ServerProcess::start(&[("DS_STORAGE__MODE", "file-durable"), ("DS_STORAGE__ACID_SHARD_COUNT", "2")]);
+    create(&server, "/v1/stream/a");
+    server.terminate();
+    // Who opens a pipe for reading waits for somebody who writes to it. That it is there is all that is asked of this file.
+    let file = server.directory().join("data/shard-01/SHARD");
+    std::fs::remove_file(&file).expect("each shard has it");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo is there").success());
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a port").port();
+    server.set("DS_SERVER__PORT", &port.to_string());
+    let opener = std::thread::spawn({
+        let origin = Origin::parse(&format!("http://127.0.0.1:{port}"), None);
+        move || {
+            let ask = |method: &str, path: &str| {
+                keep_trying("the server listens", || {
+                    origin.client().try_request(method, path, &[("Content-Type", "text/plain")], b"").ok()
+                })
+            };
+            let waiting = ask("GET", "/readyz").expect_status(503);
+            assert!(waiting.text().contains("the data directory is being opened"), "{}", waiting.text());
+            ask("GET", "/healthz").expect_status(200);
+            let refused = ask("PUT", "/v1/stream/a").expect_status(503);
+            assert_eq!(refused.header("Retry-After"), Some("1"));
+            ask("GET", "/v1/stream/a").expect_status(503);
+            std::fs::OpenOptions::new().write(true).open(file).expect("the server waits for it")
+        }
+    });
+    server.restart();
+    drop(opener.join().expect("all was answered as it should be"));
+    server.client().request("GET", "/v1/stream/a", &[], b"").expect_status(200);
+    assert!(server.terminate().success());
+}

@@ -1,7 +1,9 @@
 //! Starting engines: [`InMemoryStorage`], [`FileStorage`], [`AcidStorage`], or whichever a configuration asks for.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use crate::config::{AcidBackend, Config, StorageMode};
 use crate::engine::api::{
@@ -13,6 +15,7 @@ use crate::engine::clock::Clock;
 use crate::engine::core::{self, Shared};
 use crate::engine::handle::{Engine, StopOnDrop};
 use crate::engine::mailbox::Mailbox;
+use crate::engine::opening::Opening;
 use crate::engine::quota::{QuotaLimits, Quotas};
 use crate::engine::read_budget::ReadBudget;
 use crate::engine::request::Mail;
@@ -43,6 +46,8 @@ pub struct EngineOptions {
     pub backend: Option<TestBackend>,
     /// What is asked for the room on the disk, instead of its file system.
     pub free_space: Option<FreeSpaceProbe>,
+    /// Who is told how far the opening is.
+    pub(crate) opening: Opening,
 }
 
 /// A [`BackendFactory`] that can be printed.
@@ -87,12 +92,18 @@ impl Engine {
     /// # Errors
     /// Whatever keeps the data directory from being opened, as one clear line.
     pub fn open(config: &Config) -> Result<Self, StorageError> {
+        Self::open_telling(config, &Opening::default())
+    }
+
+    /// The same, and `opening` knows what is still to be done.
+    pub(crate) fn open_telling(config: &Config, opening: &Opening) -> Result<Self, StorageError> {
+        let options = &EngineOptions { opening: opening.clone(), ..EngineOptions::default() };
         match config.storage.mode {
-            StorageMode::Memory => InMemoryStorage::new(config).map(|storage| storage.0),
+            StorageMode::Memory => InMemoryStorage::with_options(config, options).map(|storage| storage.0),
             StorageMode::FileFast | StorageMode::FileDurable => {
-                FileStorage::open(config).map(|storage| storage.0)
+                FileStorage::open_with(config, options).map(|storage| storage.0)
             }
-            StorageMode::Acid => AcidStorage::open(config).map(|storage| storage.engine),
+            StorageMode::Acid => AcidStorage::open_with(config, options).map(|storage| storage.engine),
         }
     }
 
@@ -100,7 +111,7 @@ impl Engine {
         config: &Config,
         shards: usize,
         options: &EngineOptions,
-        prepare: impl Fn(&mut Shard, &Arc<Shared>) -> Result<(), StorageError>,
+        prepare: impl Fn(&mut Shard, &Arc<Shared>) -> Result<(), StorageError> + Sync,
     ) -> Result<Self, StorageError> {
         let limits = &config.limits;
         let in_memory = config.storage.mode == StorageMode::Memory;
@@ -129,17 +140,40 @@ impl Engine {
             journal_bytes: journal_bytes(config, shards),
             recent_bytes_max: limits.max_memory_bytes / shards as u64,
         };
-        let mut ready = Vec::with_capacity(shards);
-        for (index, mail) in mail.into_iter().enumerate() {
-            let mut shard = Shard::new(index, shared.clone(), shard_limits.clone());
-            prepare(&mut shard, &shared)?;
-            ready.push((shard, mail));
-        }
+        let shards = (0..shards).map(|index| Shard::new(index, shared.clone(), shard_limits.clone()));
+        options.opening.begin(shards.len());
+        let prepared = prepare_all(shards.collect(), |shard| {
+            prepare(shard, &shared)?;
+            options.opening.opened(shard.index());
+            Ok(())
+        })?;
+        let ready = prepared.into_iter().zip(mail).collect();
         let stop = Arc::new(StopOnDrop(shared.clone()));
         core::start(&shared, ready)
             .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
         Ok(Self { shared, _stop: stop })
     }
+}
+
+/// Prepares shards side by side: what takes long about it is reading, and the disk may be good at several reads at a time.
+fn prepare_all(
+    mut shards: Vec<Shard>,
+    prepare: impl Fn(&mut Shard) -> Result<(), StorageError> + Sync,
+) -> Result<Vec<Shard>, StorageError> {
+    let prepare = &prepare;
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let spawn = |shard| thread::Builder::new().spawn_scoped(scope, move || prepare(shard));
+        let threads: Vec<_> = shards.iter_mut().map(spawn).collect();
+        threads
+            .into_iter()
+            .map(|thread| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(source) => Err(StorageError::Io { context: "starting a thread".into(), source }),
+            })
+            .collect()
+    });
+    outcomes.into_iter().collect::<Result<(), _>>()?;
+    Ok(shards)
 }
 
 /// Journal size at which a shard begins to settle. Removed streams leave the journal only as it is settled and trimmed, so

@@ -5,6 +5,7 @@
 //! * `handle`: [`Engine`], the trait's implementation: routes each request to the shard that owns its stream.
 //! * `embed`: [`InMemoryStorage`] and [`AcidStorage`], engines with core threads of their own.
 //! * `backup`: brings the shards together for a consistent copy.
+//! * `opening`: stands in for an engine while that is being opened.
 //! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
 //! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
@@ -20,6 +21,7 @@ mod embed;
 mod handle;
 pub mod live;
 mod mailbox;
+pub(crate) mod opening;
 mod quota;
 mod read_budget;
 mod reading;

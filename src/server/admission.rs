@@ -58,6 +58,12 @@ impl Gate {
         true
     }
 
+    /// No acceptor will admit anybody any more.
+    #[cfg(unix)]
+    pub(super) fn is_shut(&self) -> bool {
+        self.acceptors.load(Ordering::SeqCst) == 0
+    }
+
     /// Connections open now.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)

@@ -57,7 +57,8 @@ pub(super) fn start_acceptors(
     outcomes.into_iter().collect()
 }
 
-fn start_acceptor(listener: TcpListener, setup: &Setup, front: Front) -> io::Result<()> {
+/// Starts one on the current thread, which runs a local runtime.
+pub(super) fn start_acceptor(listener: TcpListener, setup: &Setup, front: Front) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let Setup { config, tls, gate, stop } = setup;
     let responses = Rc::new(RawResponses::new(&config.http.cors_origins));

@@ -1,13 +1,13 @@
 //! The order in which a server starts and stops.
 //!
-//! Start: TLS files, address, storage, listeners. What can fail without touching data comes first, and nothing accepts
-//! before everything is there. Stop: not ready, live reads end, the accept queues are emptied and closed, connections
+//! Start: TLS files, address, storage, listeners. What can fail without touching data comes first. While storage is being opened,
+//! a listener of its own answers for the server (`opening`); nothing else accepts before everything is there. Stop: not ready, live reads end, the accept queues are emptied and closed, connections
 //! end after the requests under way, storage makes everything accepted durable. A stop is never waited for longer than
 //! `server.shutdown_timeout`, except by storage.
 
 use std::future::Future;
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,9 +21,12 @@ use super::admin::Admin;
 use super::admission::Gate;
 use super::cores::{Cores, Setup, start_acceptors};
 use super::listener::{ListenError, Reservation};
+#[cfg(unix)]
+use super::opening::OpeningServer;
 use super::tls::{self, TlsError};
 use super::{banner, open_files, signals};
 use crate::config::Config;
+use crate::engine::opening::Opening;
 use crate::engine::{Engine, Storage};
 use crate::http::build_fronts_with_ready;
 use crate::storage::StorageError;
@@ -91,7 +94,19 @@ impl Server {
         let reservation = Reservation::new(config.server.bind_address)?;
         let address = reservation.address();
 
-        let engine = Engine::open(&config)?;
+        let config = Arc::new(config);
+        let opening = Opening::default();
+        // Ends by itself if the start fails.
+        #[cfg(unix)]
+        let meanwhile = OpeningServer::start(
+            reservation.listen_meanwhile()?,
+            opening.clone(),
+            &config,
+            tls.clone(),
+            max_connections,
+        )
+        .map_err(|source| ServerError::System { context: "cannot start a thread", source })?;
+        let engine = Engine::open_telling(&config, &opening)?;
         tracing::info!(mode = ?config.storage.mode, shards = engine.shard_count(), "storage opened");
 
         let shards = engine.shard_count();
@@ -101,7 +116,7 @@ impl Server {
         let mut server = Self {
             address,
             engine,
-            config: Arc::new(config),
+            config,
             ready: Arc::default(),
             live: CancellationToken::new(),
             stop: Stop::default(),
@@ -111,7 +126,10 @@ impl Server {
             stopped: false,
         };
         // From here on a failure drops `server`, which closes storage.
-        server.serve(reservation, tls)?;
+        let listeners = reservation.listen(server.engine.shard_count())?;
+        #[cfg(unix)]
+        meanwhile.finish();
+        server.serve(listeners, tls)?;
         server.start_admin();
         tracing::info!(address = %server.address, url = server.url(), "listening");
         Ok(server)
@@ -119,10 +137,9 @@ impl Server {
 
     fn serve(
         &self,
-        reservation: Reservation,
+        listeners: Vec<TcpListener>,
         tls: Option<tokio_rustls::TlsAcceptor>,
     ) -> Result<(), ServerError> {
-        let listeners = reservation.listen(self.engine.shard_count())?;
         let setup = Setup {
             config: Arc::clone(&self.config),
             tls,

@@ -63,6 +63,17 @@ impl Reservation {
         self.address
     }
 
+    /// Listens with one more socket, which is closed before long. Others do not listen yet.
+    #[cfg(unix)]
+    pub(super) fn listen_meanwhile(&self) -> Result<TcpListener, ListenError> {
+        let listen = || {
+            let socket = another(&self.first, self.address)?;
+            socket.listen(BACKLOG)?;
+            Ok(TcpListener::from(socket))
+        };
+        listen().map_err(|error| ListenError::new(self.address, error))
+    }
+
     /// Starts listening with `count` sockets.
     pub(super) fn listen(self, count: usize) -> Result<Vec<TcpListener>, ListenError> {
         let address = self.address;

@@ -1,6 +1,7 @@
 //! The server around the router: listeners, TLS, connections, start-up and drain.
 //!
 //! * `lifecycle`: [`Server`] and [`run`]: the order in which everything starts and stops.
+//! * `opening`: what is served until storage is open.
 //! * `listener`: one listening socket per core on one address.
 //! * `acceptor`: the accept loop of a core; connections above the limit.
 //! * `connection`: TLS, choice of the HTTP version, hyper's settings.
@@ -28,6 +29,8 @@ mod cores;
 mod lifecycle;
 mod listener;
 mod open_files;
+#[cfg(unix)]
+mod opening;
 mod raw_response;
 mod registry;
 mod service;

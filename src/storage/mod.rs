@@ -71,6 +71,8 @@ pub(crate) struct Group {
     pub(crate) frames: Vec<u8>,
     /// What becomes part of the catalog in the same atomic step, or right after it.
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// Another shard relies on it: it has to survive a power cut when it is reported, whatever the mode.
+    pub(crate) is_relied_on: bool,
 }
 
 /// A change of the catalog: state of some streams as of the end of an earlier group, with their content in a segment, and

@@ -11,6 +11,8 @@
 //! * a stream that keeps only so much has just that, and what was cut stays cut;
 //! * producers' last requests are duplicates, forks read their bytes, and sources of forks that are gone are let go.
 //!
+//! `file-fast` promises less, and has an oracle of its own: see `fast`.
+//!
 //! A run that fails prints what happened in it and a label. What a run does follows from its label, but for the moments at
 //! which threads get their turn; so it is repeated:
 //!
@@ -35,6 +37,7 @@ mod request;
 mod sim_disk;
 
 mod client;
+mod fast;
 mod ledger;
 mod observer;
 mod op;
@@ -55,6 +58,8 @@ use sim_disk::Fault;
 const SWEEP_CUTS: u64 = 1_700;
 /// Cuts at any calls of longer runs.
 const LONG_CUTS: u64 = 700;
+/// Cuts of a store that answers before it syncs.
+const FAST_CUTS: u64 = 400;
 /// Short runs in which every call fails in turn.
 const BROKEN_SEEDS: u64 = 2;
 /// Runs with a read that fails, of each of those; there are too many reads for all of them.
@@ -103,6 +108,22 @@ fn cuts_at_any_call_of_longer_runs_and_of_recoveries_lose_nothing_that_was_promi
     }
     println!("{seeds} longer runs, cut at any call: {total}, in {:.1?}", start.elapsed());
     assert!(total.cuts >= target && total.nested > total.cuts / 10 && total.in_flight > total.cuts / 5);
+}
+
+#[test]
+fn a_cut_of_file_fast_loses_the_end_of_each_shard_and_nothing_that_was_flushed() {
+    if replay("fast") {
+        return;
+    }
+    let (start, target) = (Instant::now(), cuts(FAST_CUTS));
+    let mut total = fast::Report::default();
+    let mut seeds = 0;
+    while total.cuts < target {
+        total += fast::run(first_seed() + seeds);
+        seeds += 1;
+    }
+    println!("{seeds} runs of file-fast: {total}, in {:.1?}", start.elapsed());
+    assert!(total.cuts >= target && total.lost > 0 && total.flushes > 0 && total.forks > 0);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use durable_streams_server::config::StorageMode;
 
+use crate::fast;
 use crate::run::{Breakage, Plan, run};
 use crate::sim_disk::{Count, CutPoint, Dice, Fault, Moment};
 use crate::store::Setting;
@@ -102,6 +103,12 @@ pub(crate) fn replay(kind: &str) -> bool {
         return true;
     }
     let number = |at: usize| parts[at].parse::<u64>().expect("DS_SIM_SEED is a label as it was printed");
+    if kind == "fast" {
+        for _ in 0..number_from("DS_SIM_REPEAT").unwrap_or(50) {
+            fast::run(number(1));
+        }
+        return true;
+    }
     let plan = match kind {
         "sweep" => sweep(number(1), number(2)),
         "long" => long(number(1)),

@@ -22,7 +22,7 @@ pub(crate) struct Setting {
     pub(crate) recent_bytes: u64,
     /// Pages of the database that stay in RAM, over all shards.
     pub(crate) cache_bytes: u64,
-    /// A mode that promises to lose nothing.
+    /// A mode that promises to lose nothing; for the other one, see `fast`.
     pub(crate) mode: StorageMode,
 }
 

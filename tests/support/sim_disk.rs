@@ -236,6 +236,11 @@ impl SimDisk {
         self.lock().used_bytes()
     }
 
+    /// Something was written to a file and not synced since.
+    pub(crate) fn has_unsynced_content(&self) -> bool {
+        self.lock().has_unsynced_content()
+    }
+
     /// Open handles.
     pub(crate) fn open_handles(&self) -> usize {
         self.lock().open_handles()

@@ -24,12 +24,14 @@ pub(super) struct OpenGroup {
     pub(super) seq: u64,
     pub(super) frames: Vec<u8>,
     pub(super) events: usize,
+    /// See [`Group::is_relied_on`].
+    is_relied_on: bool,
     outcome: Outcome,
 }
 
 impl OpenGroup {
     pub(super) fn new(seq: u64) -> Self {
-        Self { seq, frames: Vec::new(), events: 0, outcome: Outcome::default() }
+        Self { seq, frames: Vec::new(), events: 0, is_relied_on: false, outcome: Outcome::default() }
     }
 }
 
@@ -111,6 +113,13 @@ impl Shard {
         };
         group.outcome.effects.push(effect);
         group.events += 1;
+        // A fork must not outlive its source, nor what it inherits: the pin, and all before it, is there before the fork is, and
+        // the fork's end before that of the pin.
+        group.is_relied_on |= match event {
+            Event::Pinned { .. } => true,
+            Event::Removed => entry.state.fork.is_some(),
+            _ => false,
+        };
         if self.committer.is_some() {
             if matches!(event, Event::Removed) {
                 self.settling.removed.push_back((id, group.seq));
@@ -192,13 +201,15 @@ impl Shard {
         if self.group.events == 0 && checkpoint.is_none() {
             return;
         }
-        let group = std::mem::replace(&mut self.group, OpenGroup::new(0));
+        let mut group = std::mem::replace(&mut self.group, OpenGroup::new(0));
         self.group.seq = group.seq + 1;
         let bytes = group.frames.len() as u64;
         self.staged_bytes += bytes;
-        self.submitted.push_back(SubmittedGroup { seq: group.seq, bytes, outcome: group.outcome });
+        let outcome = std::mem::take(&mut group.outcome);
+        self.submitted.push_back(SubmittedGroup { seq: group.seq, bytes, outcome });
         if let Some(committer) = &self.committer {
-            committer.submit(Group { seq: group.seq, frames: group.frames, checkpoint });
+            let OpenGroup { seq, frames, is_relied_on, .. } = group;
+            committer.submit(Group { seq, frames, checkpoint, is_relied_on });
         }
     }
 

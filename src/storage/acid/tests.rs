@@ -39,11 +39,11 @@ fn without_database_files() -> AcidLog {
 }
 
 fn group(seq: u64, frames: impl Into<Vec<u8>>) -> Group {
-    Group { seq, frames: frames.into(), checkpoint: None }
+    Group { seq, frames: frames.into(), ..Group::default() }
 }
 
 fn with_checkpoint(seq: u64, checkpoint: Checkpoint) -> Group {
-    Group { seq, frames: Vec::new(), checkpoint: Some(checkpoint) }
+    Group { seq, checkpoint: Some(checkpoint), ..Group::default() }
 }
 
 /// The record of a stream that keeps these positions, all of them settled, as of group `group`.

@@ -201,6 +201,8 @@ impl<'a> Target<'a> {
 
     /// Makes it a data directory: everything else is durable.
     pub(super) fn complete(&mut self, kind: Kind, shards: usize) -> Result<(), BackupError> {
+        // Names are durable in any order: the manifest's must not be before those of the shards.
+        self.sync_dir(Path::new(""))?;
         layout::write_manifest_to(&self.disk, &self.root, kind, shards)?;
         // With a manifest it says nothing any more.
         let _ = self.disk.remove(Path::new(UNFINISHED_FILE));

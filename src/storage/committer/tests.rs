@@ -310,7 +310,7 @@ fn one_commit_takes_a_bounded_number_of_bytes() {
     rig.submit([1]);
     rig.began.recv().unwrap();
     for seq in 2..=4 {
-        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX / 2 + 1], checkpoint: None });
+        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX / 2 + 1], ..Group::default() });
     }
     for _ in 0..3 {
         rig.turns.send(()).unwrap();
@@ -431,7 +431,12 @@ fn a_shard_that_has_something_to_commit_does_not_reclaim() {
     rig.began.recv().unwrap();
     for seq in 2..=6 {
         let checkpoint = Some(Checkpoint { removed: vec![9], ..Checkpoint::default() });
-        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX], checkpoint });
+        rig.committer.submit(Group {
+            seq,
+            frames: vec![0; COMMIT_BYTES_MAX],
+            checkpoint,
+            ..Group::default()
+        });
     }
     rig.committer.close();
     for _ in 0..6 {

@@ -33,6 +33,10 @@ impl SimInode {
         Self { live: content.clone(), synced: content, ..Self::default() }
     }
 
+    pub(super) fn is_synced(&self) -> bool {
+        self.unsynced.is_empty()
+    }
+
     pub(super) fn live(&self) -> &Pages {
         &self.live
     }

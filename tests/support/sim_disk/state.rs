@@ -307,12 +307,17 @@ impl State {
         inode.fail_sync(&mut self.dice);
     }
 
+    fn is_named(&self, number: u64) -> bool {
+        let target = Target::File(number);
+        self.dirs.values().any(|dir| dir.live().values().any(|held| *held == target))
+    }
+
+    pub(super) fn has_unsynced_content(&self) -> bool {
+        self.files.iter().any(|(number, file)| !file.is_synced() && self.is_named(*number))
+    }
+
     pub(super) fn used_bytes(&self) -> u64 {
-        let named = |number: &u64| {
-            let target = Target::File(*number);
-            self.dirs.values().any(|dir| dir.live().values().any(|held| *held == target))
-        };
-        let counts = self.files.iter().filter(|(number, file)| file.handles > 0 || named(number));
+        let counts = self.files.iter().filter(|(number, file)| file.handles > 0 || self.is_named(**number));
         counts.map(|(_, file)| file.live().allocated_bytes()).sum()
     }
 

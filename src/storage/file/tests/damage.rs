@@ -11,7 +11,7 @@ use crate::storage::{Group, StorageError};
 const DURABLE: SyncPolicy = SyncPolicy::EachCommit;
 
 fn group(seq: u64, frames: &[u8]) -> Group {
-    Group { seq, frames: frames.to_vec(), checkpoint: None }
+    Group { seq, frames: frames.to_vec(), ..Group::default() }
 }
 
 /// A journal of several files, and where the last record begins. Closed, or cut off after the last commit.

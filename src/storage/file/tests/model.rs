@@ -170,7 +170,7 @@ impl Model {
             self.next_group = seq + 1;
             let most = if dice.one_in(12) { 12_000 } else { 900 };
             let frames = if dice.one_in(5) { Vec::new() } else { bytes(dice, most) };
-            groups.push(Group { seq, frames, checkpoint: None });
+            groups.push(Group { seq, frames, ..Group::default() });
         }
         let mut next = self.catalog.clone();
         for group in &mut groups {
