@@ -118,7 +118,7 @@ impl Front {
     }
 }
 
-#[cfg(test)]
+/// Without the short cut.
 impl From<Router> for Front {
     fn from(router: Router) -> Self {
         Self { app: None, router }

@@ -103,7 +103,7 @@ impl Server {
             opening.clone(),
             &config,
             tls.clone(),
-            max_connections,
+            open_files::connections_while_opening(open_files, config.limits.max_connections),
         )
         .map_err(|source| ServerError::System { context: "cannot start a thread", source })?;
         let engine = Engine::open_telling(&config, &opening)?;

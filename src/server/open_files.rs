@@ -26,6 +26,12 @@ pub(super) fn connections_below(limit: Option<u64>, max_connections: usize, shar
     room.min(max_connections)
 }
 
+/// How many of `max_connections` may be open while storage is being opened, when nobody knows yet what that needs.
+pub(super) fn connections_while_opening(limit: Option<u64>, max_connections: usize) -> usize {
+    let share = limit.map_or(usize::MAX, |open_files| usize::try_from(open_files / 4).unwrap_or(usize::MAX));
+    max_connections.min(share)
+}
+
 fn for_connections(open_files: u64, shards: usize) -> usize {
     /// A core's runtime and listener, and a shard's files besides segments that are only kept open for speed.
     const OF_A_SHARD: u64 = 16;

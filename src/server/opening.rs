@@ -53,7 +53,7 @@ impl OpeningServer {
         let setup = Setup { config: Arc::clone(config), tls, gate: Arc::clone(&gate), stop: stop.clone() };
         let (of_thread, connections) = (stop.clone(), Arc::clone(&gate));
         let serve = async move {
-            if let Err(error) = start_acceptor(listener, &setup, router) {
+            if let Err(error) = start_acceptor(listener, &setup, router.into()) {
                 tracing::warn!(%error, "nobody is told what the start waits for");
                 return;
             }

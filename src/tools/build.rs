@@ -178,7 +178,7 @@ impl ShardWriter {
         checkpoint.trim_before = self.group + 1;
         checkpoint.next_stream_id = self.next_stream_id;
         checkpoint.next_segment_id = self.opened.segments.next_segment_id();
-        let group = Group { seq: self.group, frames: Vec::new(), checkpoint: Some(checkpoint) };
+        let group = Group { seq: self.group, checkpoint: Some(checkpoint), ..Group::default() };
         self.group += 1;
         let groups = &mut [group];
         self.opened.log.commit(groups)?;
