@@ -204,3 +204,29 @@ fn a_shard_of_files_can_be_reopened() {
         log.commit(&mut [group(seq, "x")]).unwrap();
     }
 }
+
+#[test]
+fn a_page_that_was_damaged_after_a_clean_stop_is_refused() {
+    let dir = used(1);
+    let path = dir.path().join("shard-00").join(SHARD_FILE);
+    let sound = fs::read(&path).unwrap();
+    let places: Vec<usize> =
+        sound.windows(7).enumerate().filter(|(_, bytes)| bytes == b"shard 0").map(|(at, _)| at).collect();
+    assert!(!places.is_empty());
+    let mut refused = 0;
+    for at in places {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        match open(dir.path(), None).unwrap().open(0) {
+            // The place of an earlier commit, which nothing refers to.
+            Ok(opened) => assert_eq!(opened.recovered.groups, [(1, "shard 0".into())]),
+            Err(StorageError::Corrupt(_)) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refused > 0);
+    fs::write(&path, sound).unwrap();
+    let recovered = open(dir.path(), None).unwrap().open(0).unwrap().recovered;
+    assert_eq!(recovered.groups, [(1, "shard 0".into())]);
+}
