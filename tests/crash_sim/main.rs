@@ -8,6 +8,7 @@
 //! * what was acknowledged is there, once and in order;
 //! * each request that was not answered is done as a whole or not at all;
 //! * what anybody has read is there, what was closed is closed, what was gone is gone;
+//! * everything on the disk fits together, as `verify` says;
 //! * producers' last requests are duplicates, forks read their bytes, and sources of forks that are gone are let go.
 //!
 //! A run that fails prints what happened in it and a label. What a run does follows from its label, but for the moments at
@@ -36,6 +37,7 @@ mod sim_disk;
 mod client;
 mod ledger;
 mod observer;
+mod offline;
 mod op;
 mod plans;
 mod run;
