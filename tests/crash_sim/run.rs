@@ -19,7 +19,7 @@ use crate::world::{Down, PATIENCE, START_MS, Step, World};
 /// Cuts during one recovery, at most.
 const NESTED_MAX: usize = 3;
 /// Of so many cuts one is followed by a verification, before anybody opens what is left.
-const VERIFY_EVERY: u64 = 3;
+const VERIFY_EVERY: u64 = 5;
 const NAMES_OF_CLIENT: u8 = 4;
 /// Requests may fail more than once for one call that does: those that were sent before the failure was known.
 const HEALING_MAX: usize = 20;

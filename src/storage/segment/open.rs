@@ -52,7 +52,7 @@ impl SegmentStore {
         found.sort_by_key(|found| (found.run.stream, found.run.start));
         let mut keep: Vec<_> = keep.into_iter().collect();
         keep.sort_unstable_by_key(|(stream, range)| (*stream, range.start));
-        let (runs, kept_from) = live_runs(&index, &found, &keep)?;
+        let LiveRuns { runs, kept_from } = live_runs(&index, &found, &keep)?;
         index.fill(runs, kept_from);
         let listed: AHashSet<u64> = live.iter().map(|meta| meta.id).collect();
         let last_seen = remove_unlisted(&*disk, &dir, &listed)?;
@@ -133,7 +133,7 @@ fn live_runs(
     index: &Index,
     found: &[FoundRun],
     keep: &[(u64, Range<u64>)],
-) -> Result<(Vec<((u64, u64), IndexRun)>, AHashMap<u64, u64>), StorageError> {
+) -> Result<LiveRuns, StorageError> {
     let mut live = LiveRuns { runs: Vec::with_capacity(found.len()), kept_from: AHashMap::new() };
     let mut rest = found;
     for (at, (stream, range)) in keep.iter().enumerate() {
@@ -144,7 +144,7 @@ fn live_runs(
         }
         live.add(index, runs_of(&mut rest, *stream), *stream, range)?;
     }
-    Ok((live.runs, live.kept_from))
+    Ok(live)
 }
 
 /// Takes the runs of one stream from the front of a sorted list, and what comes before them.
