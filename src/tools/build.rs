@@ -124,10 +124,9 @@ impl ShardWriter {
     ) -> Result<(), ToolError> {
         let id = planned.own.id;
         let state = match planned.origin {
-            Origin::There(there) => {
-                let there = origins.image.stream(there).expect("the population is of this image");
+            Origin::There(at) => {
+                let there = origins.image.stream(at).expect("the population is of this image");
                 let mut content = Content::of(&there.state, id, there.kept().start);
-                let Origin::There(at) = planned.origin else { unreachable!("it was just matched") };
                 let shard = &origins.image.shards[usize::from(at.shard)];
                 shard.read::<ToolError>(at.id, &mut |piece| content.write(piece, self, progress))?;
                 content.finish()?;

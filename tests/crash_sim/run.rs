@@ -272,7 +272,7 @@ impl Run {
             style.content = content.take().unwrap_or(style.content);
             self.world.note(format!("the power is cut: {style}"));
             self.world.cut_power(&mut self.dice, style).await;
-            if self.report.cuts % VERIFY_EVERY == 0 {
+            if self.report.cuts.is_multiple_of(VERIFY_EVERY) {
                 verify_if_made(&self.world.disk);
             }
             if nested < NESTED_MAX && self.dice.roll(100) < self.plan.nested_percent {

@@ -185,3 +185,18 @@ fn other_versions_other_files_and_endless_lines_are_refused() {
     assert_eq!(files(&data), before);
     assert!(refused(directory.path(), &["import", "nowhere"]).contains("reading the input"));
 }
+
+#[test]
+fn the_example_in_the_documentation_is_taken() {
+    let text = include_str!("../../docs/tools.md");
+    let start = text.find(OPENING).unwrap();
+    let example = &text[start..start + text[start..].find("```").unwrap()];
+    let last = example.trim_end().rfind('\n').unwrap() + 1;
+    let checksum = format!("{:032x}", xxh3_128(&example.as_bytes()[..last]));
+    assert!(example[last..].contains(&checksum), "the checksum is {checksum}");
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("example"), example).unwrap();
+    let told = crate::carrying::import_into(directory.path(), "acid", "1", &["import", "example"]);
+    assert_eq!(told, "2 streams added, 0 replaced, 0 skipped\n");
+    assert_eq!(run(directory.path(), &["export"]), example);
+}

@@ -84,15 +84,13 @@ fn add_segment(
     Ok(())
 }
 
-/// What is wrong with the segments of a shard that may not be openable, and what is right with them.
+/// What is right with the segments of a shard that may not be openable, and what is missing in them.
 #[derive(Debug, Default)]
 pub(crate) struct Examined {
     /// Segments that can be opened.
     pub(crate) segments: Vec<SegmentMeta>,
     /// Streams of which all is there that is to be kept, and what that is.
     pub(crate) streams: Vec<(u64, Range<u64>)>,
-    /// Files that cannot be opened.
-    pub(crate) broken_segments: Vec<StorageError>,
     /// Streams of which something is missing, or there more than once.
     pub(crate) broken_streams: Vec<(u64, StorageError)>,
 }
@@ -110,9 +108,9 @@ pub(crate) fn examine(
     let (mut index, mut found) = (Index::default(), Vec::new());
     for meta in live {
         let shard = u32::try_from(shard).unwrap_or(u32::MAX);
-        match add_segment(disk, dir, shard, meta, &mut index, &mut found) {
-            Ok(()) => examined.segments.push(*meta),
-            Err(error) => examined.broken_segments.push(error),
+        // Who wants to know what is wrong with the others verifies each of them.
+        if add_segment(disk, dir, shard, meta, &mut index, &mut found).is_ok() {
+            examined.segments.push(*meta);
         }
     }
     found.sort_by_key(|found| (found.run.stream, found.run.start));
