@@ -124,14 +124,17 @@ impl ShardWriter {
     ) -> Result<(), ToolError> {
         let id = planned.own.id;
         let state = match planned.origin {
-            Origin::There(there) => {
-                let there = origins.image.stream(there).expect("the population is of this image");
-                let mut content = Content::of(&there.state, id, there.kept().start);
-                let Origin::There(at) = planned.origin else { unreachable!("it was just matched") };
+            Origin::There(at) => {
+                let there = origins.image.stream(at).expect("the population is of this image");
+                let state = placed(there.state.clone(), planned);
+                let kept = state.released()..state.tail;
+                let mut content = Content::of(&state, id, kept.start);
                 let shard = &origins.image.shards[usize::from(at.shard)];
-                shard.read::<ToolError>(at.id, &mut |piece| content.write(piece, self, progress))?;
+                shard.read_range::<ToolError>(at.id, kept, &mut |piece| {
+                    content.write(piece, self, progress)
+                })?;
                 content.finish()?;
-                placed(there.state.clone(), planned)
+                state
             }
             Origin::Input(index) => {
                 let input = origins.input.expect("only who has an input plans with it");
@@ -197,12 +200,13 @@ fn placed(mut state: StreamState, planned: &Planned) -> StreamState {
         **fork =
             ForkOrigin { source_ref: planned.source, lineage: planned.lineage.clone(), ..(**fork).clone() };
     }
-    let old: Vec<_> = state.pins().collect();
-    for child in old {
-        state.apply(&Event::Unpinned { child }, 0);
-    }
+    // The new ones first: with its last pin a stream lets go of what only forks need.
+    let old: Vec<_> = state.pins().filter(|child| !planned.pins.contains(child)).collect();
     for &child in &planned.pins {
         state.apply(&Event::Pinned { child }, 0);
+    }
+    for child in old {
+        state.apply(&Event::Unpinned { child }, 0);
     }
     state
 }

@@ -1,4 +1,4 @@
-//! Streams as text: one JSON object a line, as [`notation`](super::notation) says.
+//! Streams as text: one JSON object a line, as `notation` and `docs/tools.md` say.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;

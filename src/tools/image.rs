@@ -121,6 +121,9 @@ impl ShardImage {
         take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let stream = &self.streams.by_id[&id];
+        if range.is_empty() {
+            return Ok(());
+        }
         let mut at = range.start;
         let mut piece = Vec::new();
         while at < stream.settled.min(range.end) {

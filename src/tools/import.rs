@@ -7,6 +7,7 @@
 mod lines;
 mod scan;
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use self::lines::{Item, Lines};
 use self::scan::{Found, Scan, scan};
-use crate::protocol::name::NameLimits;
+use crate::protocol::name::{NameLimits, StreamName};
 use crate::storage::disk::{DiskFile, OpenMode};
 use crate::stream::fork::ForkOrigin;
 use crate::stream::producer::ProducerState;
@@ -110,7 +111,7 @@ pub fn import(
     let image = directory.image_or_none()?;
     let found = scan(&source.0, &image, limits, progress)?;
     let (members, outcome) = merge(&image, &found, on_conflict)?;
-    check_families(&image, &found, &members)?;
+    check_families(&found, &members)?;
     directory.create()?;
     if outcome.added + outcome.replaced > 0 {
         let shards = image.layout.shard_count;
@@ -175,8 +176,8 @@ fn merge(image: &Image, found: &Scan, on_conflict: OnConflict) -> Result<(Vec<Me
 }
 
 /// A fork may come to have another source than the one it had, if that makes no difference.
-fn check_families(image: &Image, found: &Scan, members: &[Member]) -> Result<(), ToolError> {
-    let is_from_input: std::collections::HashMap<&str, bool> = members
+fn check_families(found: &Scan, members: &[Member]) -> Result<(), ToolError> {
+    let is_from_input: HashMap<&str, bool> = members
         .iter()
         .map(|member| (member.name.as_str(), matches!(member.origin, Origin::Input(_))))
         .collect();
@@ -189,8 +190,7 @@ fn check_families(image: &Image, found: &Scan, members: &[Member]) -> Result<(),
         }
         let rival = found.by_name.get(source).and_then(|index| found.streams[*index].rival);
         let agree = rival.map_or(0, |rival| rival.agree);
-        let fits = rival.is_some_and(|rival| image.stream(rival.stream).is_some()) && agree >= *point;
-        if !fits {
+        if rival.is_none() || agree < *point {
             return Err(ToolError::Conflict(format!(
                 "{:?} is a fork of {source:?} at {point}, but {source:?} in the input and {source:?} in the data \
                  directory differ from {agree} on; import it into another directory, or choose another \
@@ -275,7 +275,7 @@ impl InputStream {
     pub(super) fn with_fork(self, planned: Option<&PlannedFork>) -> Result<StreamState, ToolError> {
         let origin = self.header.fork.as_ref().zip(planned).map(|(fork, planned)| {
             Box::new(ForkOrigin {
-                source: crate::protocol::name::StreamName::from_stored(&fork.source),
+                source: StreamName::from_stored(&fork.source),
                 source_ref: planned.source,
                 anchor: fork.anchor,
                 earliest: fork.earliest,

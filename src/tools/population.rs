@@ -122,8 +122,8 @@ fn needed(members: &mut Vec<Member>) -> Result<Vec<Option<usize>>, ToolError> {
         });
     }
     let mut is_needed = vec![false; members.len()];
-    for index in 0..members.len() {
-        let mut next = (!members[index].deleted).then_some(index);
+    for (index, member) in members.iter().enumerate() {
+        let mut next = (!member.deleted).then_some(index);
         while let Some(index) = next.filter(|index| !is_needed[*index]) {
             is_needed[index] = true;
             next = sources[index];

@@ -6,6 +6,8 @@
 mod families;
 mod shard;
 mod stray;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::{
-    AppendRequest, Body, CreateRequest, ForkRequest, LookupError, LookupRefusal, ProducerTag, ReadError,
-    ReadRequest, Storage,
+    AppendRequest, Body, CreateRequest, ForkAnchor, ForkRequest, LookupError, LookupRefusal, ProducerTag,
+    ReadError, ReadRequest, Storage,
 };
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{EngineOptions, FileStorage, shard_of};
@@ -159,9 +159,14 @@ fn creation(name: &str, source: Option<&str>) -> CreateRequest {
         name: stream(name),
         content_type: source.is_none().then(ContentType::octet_stream),
         lifetime: None,
+        retention: Retention::default(),
         closed: false,
         body: Body::default(),
-        fork: source.map(|source| ForkRequest { source: stream(source), anchor: None, sub_offset: 0 }),
+        fork: source.map(|source| ForkRequest {
+            source: stream(source),
+            anchor: ForkAnchor::Tail,
+            sub_offset: 0,
+        }),
     }
 }
 

@@ -9,6 +9,7 @@
 //! * each request that was not answered is done as a whole or not at all;
 //! * what anybody has read is there, what was closed is closed, what was gone is gone;
 //! * a stream that keeps only so much has just that, and what was cut stays cut;
+//! * everything on the disk fits together, as `verify` says;
 //! * producers' last requests are duplicates, forks read their bytes, and sources of forks that are gone are let go.
 //!
 //! `file-fast` promises less, and has an oracle of its own: see `fast`.
@@ -40,6 +41,7 @@ mod client;
 mod fast;
 mod ledger;
 mod observer;
+mod offline;
 mod op;
 mod plans;
 mod run;

@@ -12,13 +12,15 @@ use crate::client::Client;
 use crate::ledger::Ledger;
 use crate::observer::Observer;
 use crate::sim_disk::{Count, CutPoint, Dice, Fault, Moment, SimDisk, Style, Survives};
-use crate::store::{Setting, open};
+use crate::store::{Setting, open, verify_if_made};
 use crate::window::Window;
 use crate::workload::{TTL_MAX, Workload};
 use crate::world::{Down, PATIENCE, START_MS, Step, World};
 
 /// Cuts during one recovery, at most.
 const NESTED_MAX: usize = 3;
+/// Of so many cuts one is followed by a verification, before anybody opens what is left.
+const VERIFY_EVERY: u64 = 5;
 const NAMES_OF_CLIENT: u8 = 4;
 /// Requests may fail more than once for one call that does: those that were sent before the failure was known.
 const HEALING_MAX: usize = 20;
@@ -288,6 +290,9 @@ impl Run {
             style.content = content.take().unwrap_or(style.content);
             self.world.note(format!("the power is cut: {style}"));
             self.world.cut_power(&mut self.dice, style).await;
+            if self.report.cuts.is_multiple_of(VERIFY_EVERY) {
+                verify_if_made(&self.world.disk);
+            }
             if nested < NESTED_MAX && self.dice.roll(100) < self.plan.nested_percent {
                 let point = self.draw_point(Count::Calls, 40);
                 self.world.note(format!("again {point}"));

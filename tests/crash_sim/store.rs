@@ -1,5 +1,6 @@
 //! The store under test, on a simulated disk.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use durable_streams_server::config::{Config, StorageMode};
@@ -7,6 +8,7 @@ use durable_streams_server::engine::api::Storage;
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage};
 use durable_streams_server::storage::StorageError;
+use durable_streams_server::storage::disk::Disk as _;
 use durable_streams_server::tools::verify::Severity;
 use durable_streams_server::tools::{self, DataDirectory};
 
@@ -43,6 +45,14 @@ pub(crate) fn open(
         StorageMode::FileDurable => Arc::new(FileStorage::open_with(&config, &options)?),
         _ => Arc::new(AcidStorage::open_with(&config, &options)?),
     })
+}
+
+/// The same, unless the directory was not made yet.
+pub(crate) fn verify_if_made(disk: &SimDisk) {
+    let listed = disk.list(Path::new("")).unwrap();
+    if listed.iter().any(|entry| entry.name == "layout.json") {
+        verify(disk);
+    }
 }
 
 /// Everything on the disk fits together. Nobody may have it open.

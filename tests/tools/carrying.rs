@@ -240,3 +240,51 @@ fn the_standard_input_is_imported_as_a_file_is_and_leaves_nothing_behind() {
     assert!(run(directory.path(), &["export"]) == exported);
     assert!(tool(directory.path(), &["verify"]).status.success());
 }
+
+#[test]
+fn streams_of_the_same_name_that_have_nothing_in_common_are_told_apart() {
+    let mut server = start("acid", "2");
+    let client = &mut server.client();
+    put(client, "source", &[TEXT], b"0123456789");
+    put(client, "x", &[("Stream-Forked-From", "/v1/stream/source")], b"");
+    put(client, "y", &[TEXT], b"plain");
+    put(client, "z", &[("Content-Type", "text/html")], b"0123");
+    put(client, "of z", &[("Stream-Forked-From", "/v1/stream/z")], b"");
+    let before = seen_of(&server, &["source", "x", "y", "z", "of z"]);
+    server.terminate();
+    run(server.directory(), &["export", "--output", "all"]);
+    let fill_other = |other: &ServerProcess| {
+        let client = &mut other.client();
+        put(client, "source", &[TEXT], b"0123456789");
+        put(client, "x", &[TEXT], b"plain");
+        put(client, "y", &[("Stream-Forked-From", "/v1/stream/source")], b"");
+        put(client, "z", &[TEXT], b"0123");
+    };
+    for on_conflict in ["skip", "replace"] {
+        let mut other = start("file-durable", "3");
+        fill_other(&other);
+        other.terminate();
+        fs::copy(server.directory().join("all"), other.directory().join("all")).unwrap();
+        let arguments = ["import", "all", "--on-conflict", on_conflict];
+        if on_conflict == "skip" {
+            let error = refused(other.directory(), &arguments);
+            assert!(error.contains("\"of z\" is a fork of \"z\" at 4"), "{error}");
+            continue;
+        }
+        assert_eq!(run(other.directory(), &arguments), "1 streams added, 4 replaced, 0 skipped\n");
+        assert_eq!(run(other.directory(), &["verify"]).lines().count(), 1);
+        other.restart();
+        assert_eq!(seen_of(&other, &["source", "x", "y", "z", "of z"]), before);
+    }
+}
+
+fn seen_of(server: &ServerProcess, names: &[&str]) -> Vec<(u16, Option<String>, Vec<u8>)> {
+    let client = &mut server.client();
+    let read = |name: &&str| {
+        let path = format!("/v1/stream/{}?offset=-1", name.replace(' ', "%20"));
+        let page = client.request("GET", &path, &[], b"");
+        let content_type = page.header("Content-Type").map(str::to_owned);
+        (page.status, content_type, page.body)
+    };
+    names.iter().map(read).collect()
+}

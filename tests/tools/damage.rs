@@ -13,7 +13,7 @@ use crate::support::http::PATIENCE;
 use crate::{files, tool};
 
 /// Flipped bytes in each file.
-const FLIPS: usize = 12;
+const FLIPS: usize = 8;
 
 /// Verifies in this process, which is faster than the binary.
 fn findings(data: &Path) -> Vec<Finding> {

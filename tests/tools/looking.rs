@@ -13,9 +13,9 @@ fn looking_at_a_directory_changes_no_byte_of_it_even_if_the_server_was_killed() 
             fill(&server);
             let before = seen(&server);
             if is_killed {
-                server.kill9()
+                server.kill9();
             } else {
-                assert!(server.terminate().success())
+                assert!(server.terminate().success());
             }
             let data = server.directory().join("data");
             // What a crash leaves: a segment that is in no catalog, and a draft.

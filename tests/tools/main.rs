@@ -1,12 +1,17 @@
 //! The commands that work on a data directory which no server has, with the real binary.
 //!
 //! * `stock`: streams with everything that a stream can have, and what a client sees of them.
+//! * `hostile`: input that `import` refuses.
 //! * `looking`: `list` and `verify`, and that they leave the directory alone.
 //! * `carrying`: `export`, `import` and `reshard`.
 //! * `damage`: what `verify` says of damaged files.
 
+// What stands around the tests is a test too.
+#![allow(clippy::unwrap_used)]
+
 mod carrying;
 mod damage;
+mod hostile;
 mod looking;
 mod stock;
 #[path = "../support/mod.rs"]

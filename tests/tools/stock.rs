@@ -160,14 +160,13 @@ fn see(client: &mut Client, name: &str) -> Seen {
     headers.sort_unstable();
     let mut content = Vec::new();
     let mut offset = "-1".to_owned();
-    while head.status == 200 {
+    let mut is_there = head.status == 200;
+    while is_there {
         let page =
             client.request("GET", &format!("{}?offset={offset}", path(name)), &[], b"").expect_status(200);
         content.extend_from_slice(&page.body);
         offset = page.header("Stream-Next-Offset").expect("a page has an end").to_owned();
-        if page.header("Stream-Up-To-Date").is_some() {
-            break;
-        }
+        is_there = page.header("Stream-Up-To-Date").is_none();
     }
     Seen { status: head.status, headers, content }
 }

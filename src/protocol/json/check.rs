@@ -53,12 +53,12 @@ enum Next {
     Utf8(u8, u8, u8),
     /// More of `true`, `false` or `null`: from this byte of it on.
     Literal(&'static [u8]),
-    Number(Digits),
+    Number(Part),
 }
 
 /// Where in a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Digits {
+enum Part {
     Sign,
     /// A first zero.
     Zero,
@@ -66,8 +66,8 @@ enum Digits {
     Point,
     Fraction,
     Exponent,
-    ExponentSign,
-    ExponentDigits,
+    PowerSign,
+    Power,
 }
 
 /// See the module.
@@ -154,7 +154,7 @@ impl ContentCheck {
             Next::Literal(rest) if byte == rest[0] => {
                 self.next = if rest.len() > 1 { Next::Literal(&rest[1..]) } else { Next::AfterValue };
             }
-            Next::Number(digits) => return self.number(digits, byte),
+            Next::Number(part) => return self.number(part, byte),
             _ => return Err(self.unexpected()),
         }
         Ok(true)
@@ -180,9 +180,9 @@ impl ContentCheck {
             b't' => Next::Literal(b"rue"),
             b'f' => Next::Literal(b"alse"),
             b'n' => Next::Literal(b"ull"),
-            b'-' => Next::Number(Digits::Sign),
-            b'0' => Next::Number(Digits::Zero),
-            b'1'..=b'9' => Next::Number(Digits::Whole),
+            b'-' => Next::Number(Part::Sign),
+            b'0' => Next::Number(Part::Zero),
+            b'1'..=b'9' => Next::Number(Part::Whole),
             _ => return Err(self.unexpected()),
         };
         Ok(())
@@ -238,18 +238,16 @@ impl ContentCheck {
         Ok(())
     }
 
-    fn number(&mut self, digits: Digits, byte: u8) -> Result<bool, InvalidContent> {
-        let next = match (digits, byte) {
-            (Digits::Sign, b'0') => Digits::Zero,
-            (Digits::Sign | Digits::Whole, b'0'..=b'9') => Digits::Whole,
-            (Digits::Zero | Digits::Whole, b'.') => Digits::Point,
-            (Digits::Point | Digits::Fraction, b'0'..=b'9') => Digits::Fraction,
-            (Digits::Zero | Digits::Whole | Digits::Fraction, b'e' | b'E') => Digits::Exponent,
-            (Digits::Exponent, b'+' | b'-') => Digits::ExponentSign,
-            (Digits::Exponent | Digits::ExponentSign | Digits::ExponentDigits, b'0'..=b'9') => {
-                Digits::ExponentDigits
-            }
-            (Digits::Zero | Digits::Whole | Digits::Fraction | Digits::ExponentDigits, _) => {
+    fn number(&mut self, part: Part, byte: u8) -> Result<bool, InvalidContent> {
+        let next = match (part, byte) {
+            (Part::Sign, b'0') => Part::Zero,
+            (Part::Sign | Part::Whole, b'0'..=b'9') => Part::Whole,
+            (Part::Zero | Part::Whole, b'.') => Part::Point,
+            (Part::Point | Part::Fraction, b'0'..=b'9') => Part::Fraction,
+            (Part::Zero | Part::Whole | Part::Fraction, b'e' | b'E') => Part::Exponent,
+            (Part::Exponent, b'+' | b'-') => Part::PowerSign,
+            (Part::Exponent | Part::PowerSign | Part::Power, b'0'..=b'9') => Part::Power,
+            (Part::Zero | Part::Whole | Part::Fraction | Part::Power, _) => {
                 self.next = Next::AfterValue;
                 return Ok(false);
             }

@@ -52,7 +52,7 @@ impl SegmentStore {
         found.sort_by_key(|found| (found.run.stream, found.run.start));
         let mut keep: Vec<_> = keep.into_iter().collect();
         keep.sort_unstable_by_key(|(stream, range)| (*stream, range.start));
-        let (runs, kept_from) = live_runs(&index, &found, &keep)?;
+        let LiveRuns { runs, kept_from } = live_runs(&index, &found, &keep)?;
         index.fill(runs, kept_from);
         let listed: AHashSet<u64> = live.iter().map(|meta| meta.id).collect();
         let last_seen = remove_unlisted(&*disk, &dir, &listed)?;
@@ -84,15 +84,13 @@ fn add_segment(
     Ok(())
 }
 
-/// What is wrong with the segments of a shard that may not be openable, and what is right with them.
+/// What is right with the segments of a shard that may not be openable, and what is missing in them.
 #[derive(Debug, Default)]
 pub(crate) struct Examined {
     /// Segments that can be opened.
     pub(crate) segments: Vec<SegmentMeta>,
     /// Streams of which all is there that is to be kept, and what that is.
     pub(crate) streams: Vec<(u64, Range<u64>)>,
-    /// Files that cannot be opened.
-    pub(crate) broken_segments: Vec<StorageError>,
     /// Streams of which something is missing, or there more than once.
     pub(crate) broken_streams: Vec<(u64, StorageError)>,
 }
@@ -110,9 +108,9 @@ pub(crate) fn examine(
     let (mut index, mut found) = (Index::default(), Vec::new());
     for meta in live {
         let shard = u32::try_from(shard).unwrap_or(u32::MAX);
-        match add_segment(disk, dir, shard, meta, &mut index, &mut found) {
-            Ok(()) => examined.segments.push(*meta),
-            Err(error) => examined.broken_segments.push(error),
+        // Who wants to know what is wrong with the others verifies each of them.
+        if add_segment(disk, dir, shard, meta, &mut index, &mut found).is_ok() {
+            examined.segments.push(*meta);
         }
     }
     found.sort_by_key(|found| (found.run.stream, found.run.start));
@@ -133,7 +131,7 @@ fn live_runs(
     index: &Index,
     found: &[FoundRun],
     keep: &[(u64, Range<u64>)],
-) -> Result<(Vec<((u64, u64), IndexRun)>, AHashMap<u64, u64>), StorageError> {
+) -> Result<LiveRuns, StorageError> {
     let mut live = LiveRuns { runs: Vec::with_capacity(found.len()), kept_from: AHashMap::new() };
     let mut rest = found;
     for (at, (stream, range)) in keep.iter().enumerate() {
@@ -144,7 +142,7 @@ fn live_runs(
         }
         live.add(index, runs_of(&mut rest, *stream), *stream, range)?;
     }
-    Ok((live.runs, live.kept_from))
+    Ok(live)
 }
 
 /// Takes the runs of one stream from the front of a sorted list, and what comes before them.

@@ -39,6 +39,8 @@ pub(super) struct Rival {
     pub(super) stream: StreamRef,
     /// Both have the same content up to this position.
     pub(super) agree: u64,
+    /// They may agree at all: both are of the same type, and both or none are forks, of the same source at the same place.
+    is_alike: bool,
 }
 
 /// Everything in the input.
@@ -165,7 +167,7 @@ impl Scanner<'_> {
         }
         let rival = self.rival(&header, &state.content_type);
         let check = state.content_type.is_json().then(ContentCheck::default);
-        self.check_fork(&header, &state, lines)?;
+        self.check_fork(&header, lines)?;
         self.scan.streams.push(Found {
             name,
             at,
@@ -180,7 +182,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn check_fork(&self, header: &StreamHeader, _: &StreamState, lines: &Lines) -> Result<(), ToolError> {
+    fn check_fork(&self, header: &StreamHeader, lines: &Lines) -> Result<(), ToolError> {
         let Some(fork) = &header.fork else { return Ok(()) };
         let source = &self.scan.streams[self.scan.by_name[fork.source.as_str()]];
         let source_tail = source.fork.as_ref().map_or(0, |(_, point)| *point) + source.bytes;
@@ -195,16 +197,20 @@ impl Scanner<'_> {
     fn rival(&self, header: &StreamHeader, content_type: &ContentType) -> Option<Rival> {
         let stream = *self.names.get(header.name.as_str())?;
         let there = self.image.stream(stream)?;
-        let mut agree = 0;
         let own = header.fork.as_ref().map(|fork| (fork.source.as_str(), fork.point));
         let its = there.state.fork.as_ref().map(|fork| (fork.source.as_str(), fork.point));
-        if there.state.content_type == *content_type && own == its && there.kept().start == header.start {
-            let inherited = own.and_then(|(source, _)| {
-                self.scan.streams[*self.scan.by_name.get(source)?].rival.map(|rival| rival.agree)
-            });
-            agree = if own.is_some() { inherited.unwrap_or(0).min(header.start) } else { 0 };
+        if there.state.content_type != *content_type || own != its || there.kept().start != header.start {
+            return Some(Rival { stream, agree: 0, is_alike: false });
         }
-        Some(Rival { stream, agree })
+        let agree = match own {
+            None => 0,
+            // What both inherit is as alike as those are that they inherit it from.
+            Some((source, point)) => {
+                let source = self.scan.by_name.get(source).and_then(|index| self.scan.streams[*index].rival);
+                source.map_or(0, |source| source.agree).min(point)
+            }
+        };
+        Some(Rival { stream, agree, is_alike: true })
     }
 
     fn content(&mut self, bytes: &[u8], are_messages: bool, lines: &Lines) -> Result<(), ToolError> {
@@ -226,6 +232,7 @@ impl Scanner<'_> {
             }
         }
         if let Some(rival) = &mut self.scan.streams[current.index].rival
+            && rival.is_alike
             && rival.agree == start
         {
             rival.agree += common(self.image, rival.stream, start, bytes)?;

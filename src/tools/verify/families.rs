@@ -69,6 +69,11 @@ impl Families<'_> {
             }
             Referred::Known(source) => source,
         };
+        let (needed, released) = (fork.earliest.max(source.state.base()), source.state.released());
+        if needed < released.min(fork.point) {
+            let name = source.name.as_str();
+            wrong(format!("it needs {name:?} from {needed} on, which keeps what begins at {released}"));
+        }
         if source.name != fork.source {
             wrong(format!(
                 "its source is {:?}, and should be {:?}",

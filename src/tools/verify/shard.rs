@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{Finding, Report, doubled_names};
 use crate::engine::shard_of;
@@ -68,7 +69,7 @@ impl ShardCheck<'_, '_> {
         self.journal(groups, &mut records.streams);
         let whole: HashSet<u64> = examined.streams.iter().map(|(id, _)| *id).collect();
         let store = SegmentStore::open(
-            std::sync::Arc::clone(disk),
+            Arc::clone(disk),
             self.shard,
             dir,
             &examined.segments,
@@ -124,10 +125,13 @@ impl ShardCheck<'_, '_> {
     fn segments(&mut self, segments: &[SegmentMeta], streams: &Streams) -> HashSet<u64> {
         let bytes = segments.iter().map(|meta| meta.file_bytes).sum();
         self.progress.begin(&format!("verifying shard {:02}", self.shard), bytes);
-        let (disk, dir) = (std::sync::Arc::clone(self.catalogs.directory().disk()), self.dir());
+        let (disk, dir) = (Arc::clone(self.catalogs.directory().disk()), self.dir());
         let number = u32::try_from(self.shard).unwrap_or(u32::MAX);
-        let mut damaged = HashSet::new();
+        let (mut damaged, mut seen) = (HashSet::new(), HashSet::new());
         for meta in segments {
+            if !seen.insert(meta.id) {
+                self.error(format!("segment {:016x} is listed twice", meta.id));
+            }
             let progress = &mut *self.progress;
             let found =
                 segment::verify_segment(&*disk, &dir, number, meta, &mut |bytes| progress.advance(bytes));
@@ -153,12 +157,6 @@ impl ShardCheck<'_, '_> {
         for (id, error) in &examined.broken_streams {
             let name = streams.by_id.get(id).map(|stream| &stream.name);
             self.error_of_stream(*id, name, error.to_string());
-        }
-        for error in &examined.broken_segments {
-            // The others have been told of, with the file.
-            if error.to_string().contains("listed twice") {
-                self.error(error.to_string());
-            }
         }
     }
 
