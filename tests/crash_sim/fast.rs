@@ -19,7 +19,7 @@ use bytes::Bytes;
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::{
     AppendRequest, Body, CreateRequest, ForkAnchor, ForkRequest, LookupError, LookupRefusal, ProducerTag,
-    ReadError, ReadRequest, Storage,
+    ReadError, ReadRequest, Retention, Storage,
 };
 use durable_streams_server::engine::clock::Clock;
 use durable_streams_server::engine::{EngineOptions, FileStorage, shard_of};

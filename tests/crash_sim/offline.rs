@@ -75,8 +75,8 @@ async fn fill(store: &dyn Storage, version: usize) {
             }),
             body: body(text),
             close: n % 5 == 4 && seq == 3,
-            stream_seq: (n % 3 == 0).then(|| Bytes::from(format!("{seq}"))),
-            producer: (n % 4 == 0).then(|| ProducerTag {
+            stream_seq: n.is_multiple_of(3).then(|| Bytes::from(format!("{seq}"))),
+            producer: n.is_multiple_of(4).then(|| ProducerTag {
                 id: Bytes::from_static(b"p"),
                 epoch: version as u64,
                 seq: seq as u64,

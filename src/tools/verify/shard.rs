@@ -112,7 +112,7 @@ impl ShardCheck<'_, '_> {
             let id = stream.id;
             match replay::decode(stream) {
                 Ok((id, record)) => {
-                    records.kept.push((id, record.state.base()..record.settled));
+                    records.kept.push((id, record.state.released()..record.settled));
                     records.streams.checkpointed(id, record);
                 }
                 Err(error) => self.error_of_stream(id, None, error.to_string()),
