@@ -20,6 +20,8 @@ pub(crate) struct Driven {
     pub(crate) before: Option<Usage>,
     /// And when it closed.
     pub(crate) after: Option<Usage>,
+    /// Part of the window that the generator's threads were at work, from 0 to 1.
+    pub(crate) generator_busy: f64,
 }
 
 /// The figures of one measurement, or the medians of several.
@@ -40,6 +42,9 @@ pub(crate) struct Measured {
     pub(crate) cpu_us_each: Option<f64>,
     /// Most memory of the server in the run.
     pub(crate) peak_bytes: Option<f64>,
+    /// Part of the time that the generator's threads were at work, from 0 to 1.
+    #[serde(default)]
+    pub(crate) generator_busy: Option<f64>,
     /// Syncs of files over the server's life, for each of its mutations.
     pub(crate) syncs_per_append: Option<f64>,
     /// Requests that changed something, in the server's life.
@@ -92,6 +97,7 @@ impl Measured {
             cpu_seconds,
             cpu_us_each: cpu_seconds.filter(|_| happened).map(|cpu| cpu * 1e6 / main.count() as f64),
             peak_bytes: driven.after.map(|usage| usage.peak_bytes as f64),
+            generator_busy: Some(driven.generator_busy),
             mutations: driven.stats.mutations,
             errors,
             ..Self::default()
@@ -138,6 +144,7 @@ impl Measured {
             cpu_seconds: of(&|round| round.cpu_seconds),
             cpu_us_each: of(&|round| round.cpu_us_each),
             peak_bytes: of(&|round| round.peak_bytes),
+            generator_busy: of(&|round| round.generator_busy),
             syncs_per_append: of(&|round| round.syncs_per_append),
             mutations: rounds.iter().map(|round| round.mutations).sum(),
             curve: curve.collect(),

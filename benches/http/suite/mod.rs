@@ -111,7 +111,10 @@ impl<'a> Suite<'a> {
         if subjects.is_empty() {
             return Err("there is no server to be driven".to_owned());
         }
-        let Arguments { warm_up, seconds, threads, .. } = *arguments;
+        let Arguments { warm_up, seconds, threads, rounds, .. } = *arguments;
+        if rounds == 0 || threads == 0 || seconds <= 0.0 || warm_up < 0.0 {
+            return Err("there is nothing to be measured in no time, no rounds or no threads".to_owned());
+        }
         let data_dir_base = arguments.data_dir_base.clone().unwrap_or_else(std::env::temp_dir);
         Ok(Self { arguments, program, subjects, data_dir_base, timing: Timing { warm_up, seconds, threads } })
     }
@@ -158,7 +161,8 @@ impl<'a> Suite<'a> {
 
     fn measure(&self, row: &Row, subject: &Subject, round: usize) -> std::io::Result<Readings> {
         let prefix = format!("{}-{}-{round}", row.name, std::process::id());
-        let run = |target| Run { target, prefix: &prefix, timing: self.timing };
+        let is_peer = matches!(subject, Subject::Peer(..));
+        let run = |target| Run { target, prefix: &prefix, timing: self.timing, is_peer };
         let config = match subject {
             Subject::Peer(_, target) => return row.run(&run(target), None),
             Subject::Own(config) => config,

@@ -10,6 +10,9 @@ use super::process::Machine;
 /// Of the JSON's shape.
 pub(crate) const VERSION: u32 = 1;
 
+/// A generator that works more than this part of the time may be what limits the result.
+const GENERATOR_BUSY_MAX: f64 = 0.85;
+
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -177,6 +180,10 @@ fn note(notes: &mut String, row: &RowReport, server: &ServerReport) {
     if let Some(median) = &server.median {
         said.extend(median.more.iter().map(|(name, value)| format!("{name} {}", short(*value))));
         said.extend(median.errors.iter().map(|(what, count)| format!("ERROR: {what}: {count}")));
+    }
+    let busy = server.median.as_ref().and_then(|median| median.generator_busy).unwrap_or(0.0);
+    if busy > GENERATOR_BUSY_MAX {
+        said.push(format!("the generator was busy for {:.0} % of the time", busy * 100.0));
     }
     if server.rounds.len() > 1 {
         let values = server.rounds.iter().map(|round| short(round.value)).collect::<Vec<_>>();

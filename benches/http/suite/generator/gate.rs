@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub(crate) struct Gate {
     expected: usize,
     arrived: AtomicUsize,
+    refused: AtomicUsize,
     /// Beginning and end of the window; 0 = shut.
     from: AtomicU64,
     until: AtomicU64,
@@ -21,6 +22,7 @@ impl Gate {
         Arc::new(Self {
             expected,
             arrived: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
             from: AtomicU64::new(0),
             until: AtomicU64::new(u64::MAX),
             give_up: AtomicU64::new(u64::MAX),
@@ -32,9 +34,20 @@ impl Gate {
         self.arrived.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A reader will never be.
+    pub(crate) fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How many have arrived, and how many are to.
     pub(crate) fn arrivals(&self) -> (usize, usize) {
         (self.arrived.load(Ordering::Relaxed), self.expected)
+    }
+
+    /// Nobody is to arrive any more.
+    pub(crate) fn is_decided(&self) -> bool {
+        let (arrived, expected) = self.arrivals();
+        arrived + self.refused.load(Ordering::Relaxed) >= expected
     }
 
     /// Lets everybody begin; counting begins at `from` and ends at `until`.

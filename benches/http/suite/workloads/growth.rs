@@ -27,7 +27,7 @@ pub(super) fn growth(run: &Run<'_>, own: &mut OwnServer, gigabytes: &[f64]) -> i
         let bytes = (size * 1e9) as u64;
         let appends = usize::try_from(bytes.saturating_sub(filled) / FILL_BYTES as u64).unwrap_or(usize::MAX);
         let target = own.target().clone();
-        let fill_run = Run { target: &target, prefix: "fill", timing: run.timing };
+        let fill_run = Run { target: &target, prefix: "fill", ..*run };
         if filled == 0 {
             fill_run.create_streams(FILL_STREAMS, content_type(false), &Bytes::new())?;
         }
@@ -35,7 +35,7 @@ pub(super) fn growth(run: &Run<'_>, own: &mut OwnServer, gigabytes: &[f64]) -> i
         filled += (appends * FILL_BYTES) as u64;
         let load = Load { connections: 64, streams: 64, bytes: 100, json: false, producers: false };
         let prefix = format!("{}-at-{}", run.prefix, readings.len());
-        let mut measured = load.run(&Run { target: &target, prefix: &prefix, timing: run.timing })?;
+        let mut measured = load.run(&Run { target: &target, prefix: &prefix, ..*run })?;
         let disk = own.disk_bytes();
         let restart = own.restart(Signal::KILL)?;
         measured.more.insert("stored GB".to_owned(), filled as f64 / 1e9);

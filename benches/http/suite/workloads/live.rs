@@ -50,7 +50,7 @@ fn in_pairs(
         clients.push(Box::new(Writer::new(run, index, MESSAGE_BYTES, &progress, pace, Which::Side)));
     }
     let driven = run.drive(clients, &gate)?;
-    run.delete_streams(pairs)?;
+    run.delete_streams(pairs);
     Ok(Measured::latency(&driven).with_side("appends", &driven).after_mutations(made))
 }
 
@@ -83,41 +83,42 @@ impl FanOut {
             clients.push(Box::new(Writer::new(run, stream, MESSAGE_BYTES, progress, pace, Which::Side)));
         }
         let driven = run.drive(clients, &gate)?;
-        run.delete_streams(self.streams)?;
+        run.delete_streams(self.streams);
         Ok(Measured::rate(&driven).with_side("appends", &driven).after_mutations(made))
     }
 }
 
 /// Memory of the server for each SSE reader to whom nothing happens; and at the end a message to all of them.
 pub(super) fn idle(run: &Run<'_>, connections: usize) -> io::Result<Measured> {
-    let made = run.create_streams(1, Format::Text.content_type(), &Bytes::new())?;
-    let before = run.usage()?;
+    let usage =
+        || run.usage()?.ok_or_else(|| io::Error::other("the server's process is not known: --peer-pid"));
+    run.create_streams(1, Format::Text.content_type(), &Bytes::new())?;
+    let before = usage()?;
     let gate = Gate::new(connections);
     let progress = Arc::new(Progress::default());
-    let reader =
-        |_| -> Box<dyn Client> { Box::new(SseReader::new(run, 0, &progress, &gate, Some(Which::Main))) };
+    let reader = |_| -> Box<dyn Client> { Box::new(SseReader::new(run, 0, &progress, &gate, None)) };
     let readers: Vec<_> = (0..connections).map(reader).collect();
     let readers = generator::start(run.target.address, readers, run.timing.threads, &gate)?;
     let all_arrived = super::wait_for_readers(&gate);
     std::thread::sleep(SETTLE);
-    let after = run.usage()?;
+    let after = usage()?;
     let from = now_ns();
     let until = from + ns(1.0);
     gate.give_up_at(until + ns(super::DRAIN_SECONDS_MAX));
     gate.open(from, until);
+    // One message, as the next one would come after the end.
     let pace = Pace::Every { interval: ns(2.0), next: 0 };
     let writer: Box<dyn Client> = Box::new(Writer::new(run, 0, MESSAGE_BYTES, &progress, pace, Which::Side));
     generator::start(run.target.address, vec![writer], 1, &gate)?.join()?;
     let mut stats = readers.join()?;
     let missing = connections.saturating_sub(gate.arrivals().0);
     stats.error("readers that did not get through", if all_arrived { 0 } else { missing as u64 });
-    run.delete_streams(1)?;
-    let driven = super::Driven { stats, seconds: 1.0, before, after };
-    let grown =
-        before.zip(after).map(|(before, after)| after.resident_bytes as f64 - before.resident_bytes as f64);
-    let mut measured = Measured::rate(&driven).after_mutations(made);
-    measured.value = grown.unwrap_or(f64::NAN) / connections as f64;
-    measured.cpu_us_each = None;
-    measured.more.insert("connections".to_owned(), connections as f64);
-    Ok(measured)
+    run.delete_streams(1);
+    Ok(Measured {
+        value: (after.resident_bytes as f64 - before.resident_bytes as f64) / connections as f64,
+        peak_bytes: Some(after.peak_bytes as f64),
+        errors: stats.errors,
+        more: [("connections".to_owned(), connections as f64)].into(),
+        ..Measured::default()
+    })
 }

@@ -171,6 +171,9 @@ impl Client for SseReader {
 
     fn answered(&mut self, answer: &Answer, stats: &mut Stats) {
         stats.error(format!("an event stream ended early, status {}", answer.status), 1);
+        if answer.status != 200 {
+            self.gate.refuse();
+        }
     }
 
     fn wants_body(&self) -> bool {

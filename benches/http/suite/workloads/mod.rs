@@ -123,6 +123,8 @@ pub(crate) struct Run<'a> {
     /// All streams of this run are called this and a number.
     pub(crate) prefix: &'a str,
     pub(crate) timing: Timing,
+    /// The server goes on after the run.
+    pub(crate) is_peer: bool,
 }
 
 /// What a row gave: usually one result with an empty suffix to the row's name.
@@ -174,11 +176,14 @@ impl Run<'_> {
             process::reset_peak(pid);
         }
         sleep_until(from);
-        let before = self.usage()?;
+        let (before, own_before) = (self.usage()?, process::usage(std::process::id())?);
         sleep_until(until);
-        let after = self.usage()?;
+        let (after, own_after) = (self.usage()?, process::usage(std::process::id())?);
         let stats = running.join()?;
-        Ok(Driven { stats, seconds: self.timing.seconds, before, after })
+        let seconds = self.timing.seconds;
+        let generator_busy =
+            (own_after.cpu_seconds - own_before.cpu_seconds) / (seconds * self.timing.threads as f64);
+        Ok(Driven { stats, seconds, before, after, generator_busy })
     }
 
     fn usage(&self) -> io::Result<Option<process::Usage>> {
@@ -189,12 +194,9 @@ impl Run<'_> {
 fn wait_for_readers(gate: &Gate) -> bool {
     let deadline = now_ns() + ns(ARRIVAL_SECONDS_MAX);
     loop {
-        let (arrived, expected) = gate.arrivals();
-        if arrived >= expected {
-            return true;
-        }
-        if now_ns() > deadline {
-            return false;
+        if gate.is_decided() || now_ns() > deadline {
+            let (arrived, expected) = gate.arrivals();
+            return arrived >= expected;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
