@@ -10,6 +10,9 @@ use super::stats::{Series, Stats, median};
 /// Quantiles of the latency curve.
 const CURVE: [f64; 10] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0];
 
+/// The error of a window in which nothing ended.
+const NOTHING: &str = "nothing came to an end";
+
 /// A run that is over.
 #[derive(Debug)]
 pub(crate) struct Driven {
@@ -65,10 +68,17 @@ impl Measured {
         Self { value, ..Self::common(driven) }
     }
 
-    /// Of a run whose result is the megabytes (10^6) of the main thing per second.
+    /// Of a run whose result is the megabytes (10^6) that arrived per second, also those of reads that took longer than the
+    /// window. CPU time is for each megabyte, too.
     pub(crate) fn megabytes(driven: &Driven) -> Self {
-        let value = driven.stats.main.bytes as f64 / driven.seconds / 1e6;
-        Self { value, ..Self::common(driven) }
+        let megabytes = driven.stats.received_bytes as f64 / 1e6;
+        let mut measured = Self { value: megabytes / driven.seconds, ..Self::common(driven) };
+        measured.cpu_us_each =
+            measured.cpu_seconds.filter(|_| megabytes > 0.0).map(|cpu| cpu * 1e6 / megabytes);
+        if megabytes > 0.0 {
+            measured.errors.remove(NOTHING);
+        }
+        measured
     }
 
     /// Of a run whose result is the median latency of the main thing in microseconds.
@@ -86,7 +96,7 @@ impl Measured {
         let happened = main.count() > 0;
         let mut errors = driven.stats.errors.clone();
         if !happened {
-            errors.insert("nothing came to an end".to_owned(), 1);
+            errors.insert(NOTHING.to_owned(), 1);
         }
         let at = |quantile| happened.then(|| main.micros_at(quantile));
         Self {

@@ -258,6 +258,7 @@ fn version() -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::measured::Measured;
     use super::*;
 
     /// Measures with these arguments; what went wrong, in which row. That nothing came to an end is not: the machine may be busy.
@@ -270,6 +271,13 @@ pub(crate) mod tests {
             report.rows.iter().flat_map(|row| row.servers.iter().map(move |server| (row, server)))
         {
             errors.extend(server.failures.iter().map(|why| format!("{}: {why}", row.name)));
+            let is_synced = |round: &Measured| round.mutations == 0 || round.syncs_per_append.is_some();
+            if !row.name.starts_with("growth")
+                && !server.server.starts_with("memory")
+                && !server.rounds.iter().all(is_synced)
+            {
+                errors.push(format!("{}: no syncs are known", row.name));
+            }
             let counted = server.rounds.iter().flat_map(|round| round.errors.keys());
             let counted = counted.filter(|what| !what.starts_with("nothing came"));
             errors.extend(counted.map(|what| format!("{}: {what}", row.name)));

@@ -26,14 +26,12 @@ pub(crate) fn ns(seconds: f64) -> u64 {
 pub(crate) struct Series {
     /// How long each took. Nanoseconds.
     pub(crate) latency: Histogram<u64>,
-    /// Content bytes that they moved.
-    pub(crate) bytes: u64,
 }
 
 impl Series {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("these bounds are valid");
-        Self { latency, bytes: 0 }
+        Self { latency }
     }
 
     /// How many there were.
@@ -48,7 +46,6 @@ impl Series {
 
     fn merge(&mut self, other: &Self) {
         self.latency.add(&other.latency).expect("all histograms have the same bounds");
-        self.bytes += other.bytes;
     }
 }
 
@@ -68,6 +65,8 @@ pub(crate) struct Stats {
     pub(crate) main: Series,
     /// What goes on besides, inside the window.
     pub(crate) side: Series,
+    /// Bytes of bodies that arrived inside the window, of responses complete or not.
+    pub(crate) received_bytes: u64,
     /// What went wrong, and how often, inside the window or not.
     pub(crate) errors: BTreeMap<String, u64>,
     /// Requests that changed something and succeeded, inside the window or not.
@@ -81,6 +80,7 @@ impl Stats {
         Self {
             main: Series::new(),
             side: Series::new(),
+            received_bytes: 0,
             errors: BTreeMap::new(),
             mutations: 0,
             window: (u64::MAX, u64::MAX),
@@ -92,9 +92,9 @@ impl Stats {
         self.window = (from, until);
     }
 
-    /// Something ended at `now` that had begun at `began`, and moved `bytes` of content.
-    pub(crate) fn record(&mut self, which: Which, began: u64, now: u64, bytes: u64) {
-        if now < self.window.0 || now >= self.window.1 {
+    /// Something ended at `now` that had begun at `began`.
+    pub(crate) fn record(&mut self, which: Which, began: u64, now: u64) {
+        if !self.is_in_window(now) {
             return;
         }
         let series = match which {
@@ -102,7 +102,17 @@ impl Stats {
             Which::Side => &mut self.side,
         };
         series.latency.saturating_record(now.saturating_sub(began).max(1));
-        series.bytes += bytes;
+    }
+
+    /// Bytes of a body arrived at `now`.
+    pub(crate) fn received(&mut self, now: u64, bytes: u64) {
+        if self.is_in_window(now) {
+            self.received_bytes += bytes;
+        }
+    }
+
+    fn is_in_window(&self, now: u64) -> bool {
+        (self.window.0..self.window.1).contains(&now)
     }
 
     /// Something went wrong `count` times.
@@ -116,6 +126,7 @@ impl Stats {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.main.merge(&other.main);
         self.side.merge(&other.side);
+        self.received_bytes += other.received_bytes;
         self.mutations += other.mutations;
         for (what, count) in &other.errors {
             self.error(what.as_str(), *count);
@@ -150,13 +161,15 @@ mod tests {
     #[test]
     fn only_what_ends_inside_the_window_is_measured() {
         let mut stats = Stats::new();
-        stats.record(Which::Main, 0, 10, 1);
+        stats.record(Which::Main, 0, 10);
+        stats.received(10, 1);
         stats.set_window(100, 200);
         for (began, now) in [(50, 99), (50, 100), (150, 199), (150, 200)] {
-            stats.record(Which::Main, began, now, 7);
+            stats.record(Which::Main, began, now);
+            stats.received(now, 7);
         }
-        stats.record(Which::Side, 110, 120, 1);
-        assert_eq!((stats.main.count(), stats.main.bytes, stats.side.count()), (2, 14, 1));
+        stats.record(Which::Side, 110, 120);
+        assert_eq!((stats.main.count(), stats.received_bytes, stats.side.count()), (2, 14, 1));
     }
 
     #[test]
@@ -167,7 +180,7 @@ mod tests {
         }
         for step in 1..=1000 {
             let stats = if step % 2 == 0 { &mut one } else { &mut other };
-            stats.record(Which::Main, 0, step * 1000, 0);
+            stats.record(Which::Main, 0, step * 1000);
         }
         other.error("lost", 2);
         one.merge(&other);

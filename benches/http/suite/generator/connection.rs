@@ -157,6 +157,7 @@ impl Connection {
             if skips {
                 self.parser.skip(count as u64);
                 self.body_bytes += count as u64;
+                stats.received(now_ns(), count as u64);
             } else if self.parse(&buffer[..count], stats)? {
                 return Ok(self.answered(stats));
             } else if count < buffer.len() {
@@ -172,6 +173,7 @@ impl Connection {
         let Self { parser, client, status, body_bytes, .. } = self;
         let (looks, no_body) = (client.wants_body(), client.asks_for_heads());
         let mut complete = false;
+        let mut bytes = 0;
         let found = |piece: Piece<'_>| match piece {
             Piece::Head(code, head) => {
                 *status = code;
@@ -180,6 +182,7 @@ impl Connection {
             }
             Piece::Body(body) => {
                 *body_bytes += body.len() as u64;
+                bytes += body.len() as u64;
                 if looks {
                     client.body(body, now, stats);
                 }
@@ -187,6 +190,7 @@ impl Connection {
             Piece::End => complete = true,
         };
         parser.feed(input, no_body, found).map_err(|error| io::Error::other(error.to_string()))?;
+        stats.received(now, bytes);
         Ok(complete)
     }
 

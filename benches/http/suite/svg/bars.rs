@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use super::{Canvas, LINE, MARGIN, WIDTH, colour};
 use crate::suite::report::{RowReport, ServerReport, duration, short};
 
-const BAR: f64 = 13.0;
+const BAR: f64 = 15.0;
 const LABEL_WIDTH: f64 = 230.0;
 /// Room right of the longest bar, for its figures.
-const FIGURES_WIDTH: f64 = 300.0;
+const FIGURES_WIDTH: f64 = 400.0;
 
 pub(super) fn draw(canvas: &mut Canvas, family: &str, rows: &[&RowReport], servers: &[String]) {
     let less = if rows.iter().any(|row| row.less_is_better) { " (less is better)" } else { "" };
@@ -38,7 +38,7 @@ fn draw_row(canvas: &mut Canvas, row: &RowReport, servers: &[String]) {
             y + 1.0,
             BAR - 2.0
         );
-        canvas.text(left + width + 6.0, y + BAR - 2.5, "", &figures(row, server));
+        canvas.text(left + width + 6.0, y + BAR - 3.5, "", &figures(row, server));
         canvas.y += BAR;
     }
     canvas.y = canvas.y.max(top + LINE) + 7.0;
@@ -51,9 +51,10 @@ fn figures(row: &RowReport, server: &ServerReport) -> String {
     if let Some(p99) = median.p99_us {
         let _ = write!(text, " · p99 {}", duration(p99));
     }
-    let ratios: Vec<String> = server.ratios.iter().map(|ratio| format!("{:.2}", ratio.value)).collect();
+    let ratios: Vec<String> =
+        server.ratios.iter().map(|ratio| format!("{:.2} × {}", ratio.value, ratio.peer)).collect();
     if !ratios.is_empty() {
-        let _ = write!(text, " · × {}", ratios.join(", "));
+        let _ = write!(text, " · {}", ratios.join(", "));
     }
     text
 }

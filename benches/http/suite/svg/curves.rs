@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Canvas, LINE, MARGIN, WIDTH, colour};
-use crate::suite::report::{Report, RowReport, duration};
+use crate::suite::report::{Report, RowReport};
 
 /// Families whose curves are drawn.
 const FAMILIES: [&str; 4] = ["append", "long-poll", "sse", "fan-out"];
@@ -27,7 +27,7 @@ pub(super) fn draw(canvas: &mut Canvas, report: &Report, servers: &[String]) {
         let top = canvas.y;
         for (column, row) in pair.iter().enumerate() {
             let left = MARGIN + width * column as f64 + AXIS_WIDTH;
-            let plot = Plot::new(row, (left, top + LINE * 1.4), width - AXIS_WIDTH - 12.0);
+            let plot = Plot::new(row, (left, top + LINE * 1.4), width - AXIS_WIDTH - 20.0);
             plot.draw(canvas, row, servers);
         }
         canvas.y = top + PLOT_HEIGHT + LINE * 3.6;
@@ -43,6 +43,16 @@ fn points(row: &RowReport) -> Vec<(&str, Vec<(f64, f64)>)> {
         (!points.is_empty()).then_some((server.server.as_str(), points))
     });
     curves.collect()
+}
+
+/// So many microseconds.
+fn power_of_ten(exponent: f64) -> String {
+    let (unit, per_unit) = match exponent {
+        small if small < 3.0 => ("µs", 0.0),
+        middle if middle < 6.0 => ("ms", 3.0),
+        _ => ("s", 6.0),
+    };
+    format!("{} {unit}", 10_f64.powf(exponent - per_unit))
 }
 
 struct Plot {
@@ -82,7 +92,7 @@ impl Plot {
             let us = 10_f64.powf(decade);
             let y = self.y(us);
             canvas.line("grid", (self.left, y), (right, y));
-            canvas.text(self.left - 6.0, y + 4.0, "quiet end", &duration(us));
+            canvas.text(self.left - 6.0, y + 4.0, "quiet end", &power_of_ten(decade));
             decade += 1.0;
         }
         for (quantile, label) in TICKS {

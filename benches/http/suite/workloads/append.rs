@@ -102,7 +102,7 @@ impl Client for Appender {
     fn answered(&mut self, answer: &Answer, stats: &mut Stats) {
         if answer.is_success() {
             stats.mutations += 1;
-            stats.record(Which::Main, answer.sent_at, answer.now, self.body.len() as u64);
+            stats.record(Which::Main, answer.sent_at, answer.now);
         } else {
             stats.error(format!("status {}", answer.status), 1);
         }

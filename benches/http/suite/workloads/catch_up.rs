@@ -86,7 +86,7 @@ impl Client for Reader {
         match self.pages.turn(answer.status) {
             Ok(false) => {}
             Ok(true) if self.expected.contains(&self.bytes) => {
-                stats.record(Which::Main, self.began, answer.now, self.bytes);
+                stats.record(Which::Main, self.began, answer.now);
                 self.pages.rewind();
             }
             Ok(true) => {

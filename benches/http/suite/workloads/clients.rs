@@ -85,9 +85,7 @@ pub(super) struct Looper {
     streams: Turn,
     /// Requests that are left; `None` = without an end.
     left: Option<usize>,
-    which: Which,
     method: Method,
-    current: usize,
 }
 
 /// What a [`Looper`]'s requests are.
@@ -141,7 +139,7 @@ impl Turn {
 impl Looper {
     /// Sends `template` with `body` until the window is over.
     pub(super) fn new(template: Template, body: Bytes, streams: Turn, method: Method) -> Self {
-        Self { template, body, streams, left: None, which: Which::Main, method, current: 0 }
+        Self { template, body, streams, left: None, method }
     }
 
     /// Finishes after so many requests.
@@ -158,8 +156,8 @@ impl Client for Looper {
             Some(left) => *left -= 1,
             None => {}
         }
-        (self.current, _) = self.streams.next();
-        self.template.write_with(request, self.current, b"", &self.body);
+        let (stream, _) = self.streams.next();
+        self.template.write_with(request, stream, b"", &self.body);
         Step::Send
     }
 
@@ -169,8 +167,7 @@ impl Client for Looper {
             return;
         }
         stats.mutations += u64::from(self.method == Method::Mutates);
-        let bytes = if self.method == Method::Mutates { self.body.len() as u64 } else { answer.body_bytes };
-        stats.record(self.which, answer.sent_at, answer.now, bytes);
+        stats.record(Which::Main, answer.sent_at, answer.now);
     }
 
     fn asks_for_heads(&self) -> bool {

@@ -11,7 +11,8 @@ use crate::suite::process;
 /// # Errors
 /// In one line for a person.
 pub(crate) fn rows(arguments: &Arguments) -> Result<Vec<Row>, String> {
-    let all = if arguments.quick { quick() } else { usual(arguments)? };
+    let mut all = if arguments.quick { quick() } else { usual(arguments)? };
+    all.extend(of_size(arguments));
     for wanted in &arguments.workloads {
         if !all.iter().any(|row| row.name == *wanted || row.family.name() == wanted) {
             return Err(format!("--workloads: there is no {wanted}; --list names all"));
@@ -67,6 +68,20 @@ fn mixed() -> Row {
     row(Family::Mixed, "mixed", "/s", Work::Mixed)
 }
 
+/// What takes room and time, and is asked for by its size.
+fn of_size(arguments: &Arguments) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if !arguments.growth.is_empty() {
+        let gigabytes = arguments.growth.clone();
+        rows.push(row(Family::Growth, "growth", "/s", Work::Growth { gigabytes }));
+    }
+    for &streams in &arguments.many_streams {
+        let name = format!("many-streams-{streams}");
+        rows.push(row(Family::ManyStreams, name, "B each", Work::ManyStreams { streams }));
+    }
+    rows
+}
+
 /// A little of everything.
 fn quick() -> Vec<Row> {
     let mut rows = vec![
@@ -101,14 +116,6 @@ fn usual(arguments: &Arguments) -> Result<Vec<Row>, String> {
         eprintln!("the limit on open files allows {connections} idle connections");
     }
     rows.extend([idle(connections), mixed()]);
-    if !arguments.growth.is_empty() {
-        let gigabytes = arguments.growth.clone();
-        rows.push(row(Family::Growth, "growth", "/s", Work::Growth { gigabytes }));
-    }
-    for &streams in &arguments.many_streams {
-        let name = format!("many-streams-{streams}");
-        rows.push(row(Family::ManyStreams, name, "B each", Work::ManyStreams { streams }));
-    }
     Ok(rows)
 }
 

@@ -41,7 +41,7 @@ impl Check {
         let which = self.which;
         self.checker.feed(piece, |sent_at| {
             if let Some(which) = which {
-                stats.record(which, sent_at, now, 0);
+                stats.record(which, sent_at, now);
             }
         });
         self.progress.delivered.store(self.checker.received(), Ordering::Relaxed);

@@ -112,7 +112,7 @@ impl Client for Writer {
         if answer.is_success() {
             stats.mutations += 1;
             self.progress.acked.fetch_add(1, Ordering::Relaxed);
-            stats.record(self.which, answer.sent_at, answer.now, self.bytes as u64);
+            stats.record(self.which, answer.sent_at, answer.now);
         } else {
             stats.error(format!("append: status {}", answer.status), 1);
         }

@@ -58,7 +58,7 @@ impl Client for Follower {
 
     fn answered(&mut self, answer: &Answer, stats: &mut Stats) {
         match self.pages.turn(answer.status) {
-            Ok(_) => stats.record(Which::Side, answer.sent_at, answer.now, answer.body_bytes),
+            Ok(_) => stats.record(Which::Side, answer.sent_at, answer.now),
             Err(what) => {
                 stats.error(format!("read: {what}"), 1);
                 self.pages.rewind();
