@@ -155,6 +155,9 @@ impl Arguments {
         let mut peers = Vec::new();
         for text in &self.peer {
             let (name, url) = pair("--peer", text)?;
+            if peers.iter().any(|(known, _)| *known == name) {
+                return Err(format!("--peer: there are two called {name}"));
+            }
             peers.push((name, Target::parse(&url)?));
         }
         for text in &self.peer_pid {
@@ -209,6 +212,14 @@ mod tests {
         let names: Vec<String> = arguments.own().unwrap().iter().map(OwnConfig::name).collect();
         assert_eq!(names, ["acid × 1", "acid × 4", "memory × 1", "memory × 4"]);
         assert_eq!(arguments.peers().unwrap()[0].1.pid, Some(7));
+        let twice = Arguments::parse_from([
+            "http",
+            "--peer",
+            "a=http://127.0.0.1:1",
+            "--peer",
+            "a=http://127.0.0.1:2",
+        ]);
+        assert_eq!(twice.peers().unwrap_err(), "--peer: there are two called a");
         let wrong = Arguments::parse_from(["http", "--peer-pid", "b=7"]);
         assert_eq!(wrong.peers().unwrap_err(), "--peer-pid: there is no --peer b");
     }

@@ -169,7 +169,10 @@ impl<'a> Suite<'a> {
         };
         let mut server = OwnServer::start(self.program, config, &self.data_dir_base)?;
         let target = server.target().clone();
-        let mut readings = row.run(&run(&target), Some(&mut server))?;
+        let outcome = row.run(&run(&target), Some(&mut server));
+        let explained =
+            |error| std::io::Error::other(format!("{error}; the server logged: {}", server.last_words()));
+        let mut readings = outcome.map_err(explained)?;
         let syncs = server.stop()?;
         for (_, measured) in &mut readings {
             if measured.mutations > 0 && !row.own_only {

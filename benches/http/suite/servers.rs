@@ -97,6 +97,12 @@ impl OwnServer {
         &self.target
     }
 
+    /// The last line that it logged.
+    pub(crate) fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        log.lines().next_back().unwrap_or("nothing").to_owned()
+    }
+
     /// Bytes that its files take.
     pub(crate) fn disk_bytes(&self) -> u64 {
         disk_bytes(&self.directory.path().join("data"))
