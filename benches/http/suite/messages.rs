@@ -1,7 +1,7 @@
-//! Messages that say what number they have and when they were sent, and the check that each arrives once and in order.
+//! Messages that say who sent them as the how manieth and when, and the check that each arrives once, and in its writer's order.
 //!
 //! ```text
-//! message := '@' number (10 hex digits) time (16 hex digits, ns) 'x'…     as text with a line end, as JSON in quotes
+//! message := '@' writer (2 hex digits) number (8) time (16, ns) 'x'…     as text with a line end, as JSON in quotes
 //! ```
 //!
 //! Nothing else that a server sends with a stream's content has an `@`: neither framing of events nor control events.
@@ -32,14 +32,15 @@ impl Format {
     }
 }
 
-/// Writes the message over what is in `out`: `len` bytes, at least [`BYTES_MIN`].
-pub(crate) fn write(out: &mut Vec<u8>, format: Format, len: usize, number: u64, sent_at_ns: u64) {
+/// Writes message `number` of a writer over what is in `out`: `len` bytes, at least [`BYTES_MIN`].
+pub(crate) fn write(out: &mut Vec<u8>, format: Format, len: usize, writer: u8, number: u32, sent_at_ns: u64) {
     let len = len.max(BYTES_MIN);
     out.clear();
     out.resize(len, b'x');
     let start = usize::from(format == Format::Json);
     out[start] = b'@';
-    hex(&mut out[start + 1..start + 11], number);
+    hex(&mut out[start + 1..start + 3], u64::from(writer));
+    hex(&mut out[start + 3..start + 11], u64::from(number));
     hex(&mut out[start + 11..start + MARK_BYTES], sent_at_ns);
     match format {
         Format::Json => {
@@ -71,8 +72,9 @@ fn parse_hex(digits: &[u8]) -> Option<u64> {
 /// Finds messages in a body that arrives in pieces of any size, and holds each against the one before.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
-    /// Number of the message that is due.
-    next: u64,
+    /// Number of the message that is due, for each writer.
+    next: Vec<u64>,
+    received: u64,
     /// The beginning of a mark whose rest has not arrived.
     carry: Vec<u8>,
     /// Messages that had arrived before.
@@ -86,7 +88,7 @@ pub(crate) struct Checker {
 impl Checker {
     /// Messages that have arrived, or were passed over.
     pub(crate) fn received(&self) -> u64 {
-        self.next
+        self.received
     }
 
     /// Takes a piece of a body; calls `each` with the time at which a message was sent, in ns.
@@ -114,16 +116,23 @@ impl Checker {
     }
 
     fn mark(&mut self, mark: &[u8], each: &mut impl FnMut(u64)) {
-        let (Some(number), Some(sent_at)) = (parse_hex(&mark[1..11]), parse_hex(&mark[11..])) else {
+        let fields = (parse_hex(&mark[1..3]), parse_hex(&mark[3..11]), parse_hex(&mark[11..]));
+        let (Some(writer), Some(number), Some(sent_at)) = fields else {
             self.garbled += 1;
             return;
         };
-        if number < self.next {
+        let writer = usize::try_from(writer).expect("two digits fit");
+        if self.next.len() <= writer {
+            self.next.resize(writer + 1, 0);
+        }
+        let next = &mut self.next[writer];
+        if number < *next {
             self.doubled += 1;
             return;
         }
-        self.missing += number - self.next;
-        self.next = number + 1;
+        self.missing += number - *next;
+        self.received += number + 1 - *next;
+        *next = number + 1;
         each(sent_at);
     }
 }
@@ -132,10 +141,15 @@ impl Checker {
 mod tests {
     use super::*;
 
-    fn events(format: Format, numbers: &[u64]) -> Vec<u8> {
+    fn events(format: Format, numbers: &[u32]) -> Vec<u8> {
+        let of_one = numbers.iter().map(|number| (0, *number)).collect::<Vec<_>>();
+        events_of(format, &of_one)
+    }
+
+    fn events_of(format: Format, messages: &[(u8, u32)]) -> Vec<u8> {
         let (mut all, mut message) = (Vec::new(), Vec::new());
-        for &number in numbers {
-            write(&mut message, format, 60, number, number * 1000);
+        for &(writer, number) in messages {
+            write(&mut message, format, 60, writer, number, u64::from(number) * 1000);
             assert_eq!(message.len(), 60);
             all.extend_from_slice(b"event: data\ndata:");
             all.extend_from_slice(&message);
@@ -171,9 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn each_writer_has_an_order_of_its_own() {
+        let mut checker = Checker::default();
+        let mut feed = |messages: &[(u8, u32)]| checker.feed(&events_of(Format::Text, messages), |_| ());
+        feed(&[(255, 0), (0, 0), (0, 1), (255, 1), (7, 0)]);
+        feed(&[(0, 1), (7, 2)]);
+        assert_eq!((checker.received(), checker.doubled, checker.missing), (7, 1, 1));
+    }
+
+    #[test]
     fn json_messages_are_valid_json() {
         let mut message = Vec::new();
-        write(&mut message, Format::Json, 0, u64::MAX >> 24, 7);
+        write(&mut message, Format::Json, 0, u8::MAX, u32::MAX, 7);
         assert_eq!(message.len(), BYTES_MIN);
         let text: String = serde_json::from_slice(&message).unwrap();
         assert_eq!(text, "@ffffffffff0000000000000007");

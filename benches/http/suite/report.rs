@@ -82,23 +82,25 @@ impl RowReport {
             .collect();
         for server in self.servers.iter_mut().filter(|server| !is_peer(server)) {
             let Some(ours) = &server.median else { continue };
-            server.ratios = theirs.iter().map(|(peer, theirs)| Ratio::of(ours, peer, theirs)).collect();
+            server.ratios =
+                theirs.iter().filter_map(|(peer, theirs)| Ratio::of(ours, peer, theirs)).collect();
         }
     }
 }
 
 impl Ratio {
-    fn of(ours: &Measured, peer: &str, theirs: &Measured) -> Self {
+    /// `None` if the peer's result is nothing to be compared with.
+    fn of(ours: &Measured, peer: &str, theirs: &Measured) -> Option<Self> {
         let ratio = |ours: Option<f64>, theirs: Option<f64>| {
             ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs)
         };
-        Self {
+        Some(Self {
             peer: peer.to_owned(),
-            value: ratio(Some(ours.value), Some(theirs.value)).unwrap_or(0.0),
+            value: ratio(Some(ours.value), Some(theirs.value))?,
             p50: ratio(ours.p50_us, theirs.p50_us),
             p99: ratio(ours.p99_us, theirs.p99_us),
             cpu_us_each: ratio(ours.cpu_us_each, theirs.cpu_us_each),
-        }
+        })
     }
 }
 

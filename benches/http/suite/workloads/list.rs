@@ -54,10 +54,10 @@ fn pairs(pairs: usize) -> [Row; 2] {
     ]
 }
 
-fn fan_out(streams: usize, readers: usize, appends_per_second: Option<u32>) -> Row {
+fn fan_out(streams: usize, readers: usize, writers: u8, appends_per_second: Option<u32>) -> Row {
     let pace = appends_per_second.map_or(String::new(), |rate| format!("-at-{rate}"));
-    let name = format!("fan-out-{streams}x{readers}{pace}");
-    row(Family::FanOut, name, "/s", Work::FanOut(FanOut { streams, readers, appends_per_second }))
+    let name = format!("fan-out-{streams}x{readers}-w{writers}{pace}");
+    row(Family::FanOut, name, "/s", Work::FanOut(FanOut { streams, readers, writers, appends_per_second }))
 }
 
 fn idle(connections: usize) -> Row {
@@ -93,7 +93,7 @@ fn quick() -> Vec<Row> {
     rows.extend(small(16));
     rows.extend([catch_up(16, false, 2), catch_up(16, true, 2)]);
     rows.extend(pairs(1));
-    rows.extend([fan_out(1, 100, None), fan_out(10, 20, Some(500)), idle(200), mixed()]);
+    rows.extend([fan_out(1, 100, 16, None), fan_out(10, 20, 1, Some(500)), idle(200), mixed()]);
     rows
 }
 
@@ -106,10 +106,11 @@ fn usual(arguments: &Arguments) -> Result<Vec<Row>, String> {
     rows.extend(pairs(1));
     rows.extend(pairs(64));
     rows.extend([
-        fan_out(1, 1000, None),
-        fan_out(10, 100, Some(2000)),
-        fan_out(10, 1000, None),
-        fan_out(1000, 10, None),
+        fan_out(1, 1000, 1, None),
+        fan_out(1, 1000, 64, None),
+        fan_out(10, 100, 1, Some(2000)),
+        fan_out(10, 1000, 8, None),
+        fan_out(1000, 10, 1, None),
     ]);
     let connections = arguments.idle_connections.min(process::connections_max());
     if connections < arguments.idle_connections {
@@ -198,7 +199,7 @@ mod tests {
         unique.dedup();
         assert_eq!(unique.len(), all.len());
         assert_eq!(names(&["--workloads", "head,mixed"]), ["head-c64", "mixed"]);
-        assert_eq!(names(&["--workloads", "fan-out-1x1000"]), ["fan-out-1x1000"]);
+        assert_eq!(names(&["--workloads", "fan-out-1x1000-w64"]), ["fan-out-1x1000-w64"]);
         let wrong = Arguments::parse_from(["http", "--workloads", "heads"]);
         assert_eq!(rows(&wrong).unwrap_err(), "--workloads: there is no heads; --list names all");
     }

@@ -54,12 +54,14 @@ fn in_pairs(
     Ok(Measured::latency(&driven).with_side("appends", &driven).after_mutations(made))
 }
 
-/// Streams with many readers each, and one writer each.
+/// Streams with many readers each, and one or more writers each: with one, a reader never gets two messages at once.
 #[derive(Clone, Debug)]
 pub(super) struct FanOut {
     pub(super) streams: usize,
     /// Of each stream.
     pub(super) readers: usize,
+    /// Of each stream.
+    pub(super) writers: u8,
     /// Over all streams; `None` = each writer as fast as it is answered.
     pub(super) appends_per_second: Option<u32>,
 }
@@ -77,10 +79,14 @@ impl FanOut {
         }
         for (stream, progress) in progress.iter().enumerate() {
             let pace = self.appends_per_second.map_or(Pace::Saturated, |rate| Pace::Every {
-                interval: 1_000_000_000 * self.streams as u64 / u64::from(rate.max(1)),
+                interval: 1_000_000_000 * self.streams as u64 * u64::from(self.writers)
+                    / u64::from(rate.max(1)),
                 next: 0,
             });
-            clients.push(Box::new(Writer::new(run, stream, MESSAGE_BYTES, progress, pace, Which::Side)));
+            for number in 0..self.writers {
+                let writer = Writer::new(run, stream, MESSAGE_BYTES, progress, pace, Which::Side);
+                clients.push(Box::new(writer.numbered(number)));
+            }
         }
         let driven = run.drive(clients, &gate)?;
         run.delete_streams(self.streams);

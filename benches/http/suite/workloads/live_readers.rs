@@ -1,4 +1,4 @@
-//! Readers that check the messages of the only writer of their stream.
+//! Readers that check the messages of their stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -26,11 +26,15 @@ pub(super) enum Pace {
     AfterDelivery { pause: u64 },
 }
 
-/// The only writer of a stream.
+/// One of a stream's writers.
 #[derive(Debug)]
 pub(super) struct Writer {
     template: Template,
     stream: usize,
+    /// Among the stream's.
+    writer: u8,
+    /// Of the next message.
+    number: u32,
     bytes: usize,
     message: Vec<u8>,
     progress: Arc<Progress>,
@@ -53,6 +57,8 @@ impl Writer {
         Self {
             template: Template::with_body(run, "POST", Format::Text.content_type(), bytes),
             stream,
+            writer: 0,
+            number: 0,
             bytes,
             message: Vec::new(),
             progress: Arc::clone(progress),
@@ -61,6 +67,12 @@ impl Writer {
             sent_at: 0,
             lost: 0,
         }
+    }
+
+    /// As another one of the stream's writers.
+    pub(super) fn numbered(mut self, writer: u8) -> Self {
+        self.writer = writer;
+        self
     }
 
     /// When the next message is due, if that is later.
@@ -100,9 +112,10 @@ impl Client for Writer {
         if let Some(at) = self.due(now) {
             return Step::Wait(at);
         }
-        let number = self.progress.sent.fetch_add(1, Ordering::Relaxed);
+        self.progress.sent.fetch_add(1, Ordering::Relaxed);
         self.sent_at = now_ns();
-        messages::write(&mut self.message, Format::Text, self.bytes, number, self.sent_at);
+        messages::write(&mut self.message, Format::Text, self.bytes, self.writer, self.number, self.sent_at);
+        self.number += 1;
         self.template.write(&mut request.head, self.stream, b"");
         request.head.extend_from_slice(&self.message);
         Step::Send
