@@ -61,6 +61,9 @@
 //!
 //! To run the whole server inside a program instead, with its own listeners and TLS, see [`server::Server`].
 
+#[cfg(feature = "bench-internals")]
+#[doc(hidden)]
+pub mod bench_internals;
 pub mod cli;
 pub mod config;
 pub mod engine;

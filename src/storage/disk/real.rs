@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Disk, DiskEntry, DiskFile, OpenMode};
 
@@ -11,13 +12,31 @@ use super::{Disk, DiskEntry, DiskFile, OpenMode};
 #[derive(Clone, Debug)]
 pub struct RealDisk {
     root: PathBuf,
+    syncs: Arc<Syncs>,
+}
+
+/// How often something was made durable, by the disk and all files of it. Logged when the last of them is closed: the cost of
+/// a durable append is, for the most part, its share in a sync.
+#[derive(Debug, Default)]
+struct Syncs(AtomicU64);
+
+impl Syncs {
+    fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Syncs {
+    fn drop(&mut self) {
+        tracing::info!(disk.syncs = *self.0.get_mut(), "data directory closed");
+    }
 }
 
 impl RealDisk {
     /// The disk whose paths are relative to `root`, which has to exist.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), syncs: Arc::default() }
     }
 }
 
@@ -29,7 +48,8 @@ impl Disk for RealDisk {
             OpenMode::Write => options.read(true).write(true),
             OpenMode::Create => options.read(true).write(true).create(true).truncate(true),
         };
-        Ok(Arc::new(RealFile { file: options.open(self.root.join(path))? }))
+        let file = options.open(self.root.join(path))?;
+        Ok(Arc::new(RealFile { file, syncs: Arc::clone(&self.syncs) }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -72,7 +92,10 @@ impl Disk for RealDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // Windows has no such thing, and keeps names without it.
         #[cfg(unix)]
-        File::open(self.root.join(dir))?.sync_all()?;
+        {
+            self.syncs.count();
+            File::open(self.root.join(dir))?.sync_all()?;
+        }
         #[cfg(not(unix))]
         let _ = dir;
         Ok(())
@@ -93,6 +116,7 @@ impl Disk for RealDisk {
 #[derive(Debug)]
 struct RealFile {
     file: File,
+    syncs: Arc<Syncs>,
 }
 
 impl DiskFile for RealFile {
@@ -143,6 +167,7 @@ impl DiskFile for RealFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.syncs.count();
         self.file.sync_data()
     }
 
