@@ -13,7 +13,7 @@ use durable_streams_server::protocol::name::StreamName;
 use durable_streams_server::protocol::retention::Retention;
 use durable_streams_server::protocol::sse::{self, Control, SseEncoding};
 use durable_streams_server::stream::append::{AppendDecision, StreamLimits};
-use durable_streams_server::stream::event::{Append, Creation, Event};
+use durable_streams_server::stream::event::{Creation, Event};
 use durable_streams_server::stream::producer::ProducerTag;
 use durable_streams_server::stream::state::StreamState;
 use durable_streams_server::{AcidBackend, AcidStorage, Config, InMemoryStorage, Storage, StorageMode};

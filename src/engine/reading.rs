@@ -256,7 +256,9 @@ impl<'a> Draft<'a> {
     async fn fill(&mut self, regions: Vec<Region>) -> Result<(), Trouble> {
         self.foreseen = regions.iter().map(|region| self.bytes_from_disk(region)).sum();
         if self.foreseen > 0 {
-            self.room = self.budget.try_take(self.foreseen);
+            // Others may have taken room since the size of the page was chosen.
+            let is_fair = self.waits || self.foreseen <= self.budget.page_bytes(self.page_bytes()) as u64;
+            self.room = if is_fair { self.budget.try_take(self.foreseen) } else { None };
             match self.room {
                 Some(_) => {}
                 None if self.waits => self.take_room(self.foreseen).await?,
@@ -273,6 +275,10 @@ impl<'a> Draft<'a> {
         // What was taken and not needed.
         self.room = None;
         Ok(())
+    }
+
+    fn page_bytes(&self) -> usize {
+        usize::try_from(self.page_end - self.end).unwrap_or(usize::MAX)
     }
 
     /// What reading a region takes, unless a message turns out to be larger than a page.
