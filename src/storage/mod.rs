@@ -125,6 +125,8 @@ pub(crate) struct Recovered {
     pub(crate) next_stream_id: u64,
     /// A number above that of every group ever committed.
     pub(crate) next_group: u64,
+    /// Where the journal is a number of files, the last group of each of them, oldest first.
+    pub(crate) journal_files: Vec<u64>,
 }
 
 /// One checkpointed stream.

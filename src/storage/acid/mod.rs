@@ -4,6 +4,7 @@
 //! <data_dir>/
 //!   LOCK, layout.json     see `layout`
 //!   shard-00/shard.redb   one database per shard; empty until it is opened for the first time
+//!   shard-00/shard.made   empty; says that the database was made, so that an empty one is loss
 //!   shard-00/segment-….seg
 //!   shard-01/ …
 //! ```
@@ -50,6 +51,7 @@ mod tests;
 mod usage;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,8 +65,14 @@ use super::{Catalogs, FreeSpaceProbe, OpenLog, OpenedCatalog, OpenedShard, Stora
 
 const SHARD_FILE: &str = "shard.redb";
 const SHARD_FILE_NEW: &str = "shard.redb.new";
+const MADE_FILE: &str = "shard.made";
 /// What the mode keeps in a data directory.
 pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
+
+/// Whether a file has a name that the mode gives, besides that of the database.
+pub(crate) fn is_own_name(name: &str) -> bool {
+    name == MADE_FILE
+}
 
 /// What the storage works on.
 #[derive(Clone)]
@@ -204,15 +212,44 @@ impl AcidLog {
     fn make_file(&self, shard: &Shard, path: &Path) -> Result<(), StorageError> {
         let file = self.directory.disk().open(path, OpenMode::Read);
         let len = file.and_then(|file| file.len()).map_err(self.directory.failed("looking at", path))?;
+        let is_marked = self.is_marked_as_made(path)?;
         if len > 0 {
-            return Ok(());
+            return if is_marked { Ok(()) } else { self.mark_as_made(path) };
+        }
+        if is_marked {
+            return Err(StorageError::Corrupt(format!(
+                "{} is empty, but the database was made, as {MADE_FILE} beside it says",
+                path.display()
+            )));
         }
         let draft = path.with_file_name(SHARD_FILE_NEW);
         let file = self.open_file(&draft, OpenMode::Create)?;
         let backend = self.counted(self.on_disk(file), shard);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         database.close().map_err(tables::failed("closing the new database"))?;
-        self.directory.publish(&draft, path)
+        self.directory.publish(&draft, path)?;
+        self.mark_as_made(path)
+    }
+
+    fn is_marked_as_made(&self, path: &Path) -> Result<bool, StorageError> {
+        let mark = path.with_file_name(MADE_FILE);
+        match self.directory.disk().open(&mark, OpenMode::Read) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.directory.failed("looking for", &mark)(error)),
+        }
+    }
+
+    /// Notes, durably, that the database is there, which is durable.
+    fn mark_as_made(&self, path: &Path) -> Result<(), StorageError> {
+        let mark = path.with_file_name(MADE_FILE);
+        let dir = mark.parent().unwrap_or(Path::new(""));
+        let disk = self.directory.disk();
+        match disk.open(&mark, OpenMode::Create).and_then(|_| disk.sync_dir(dir)) {
+            // A full disk can be read; the next opening tries again.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            made => made.map_err(self.directory.failed("making", &mark)),
+        }
     }
 
     /// What the shard's database works on, and its file if it has one.

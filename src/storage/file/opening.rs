@@ -99,6 +99,7 @@ impl Catalogs for FileLog {
                 groups: opened.groups,
                 next_stream_id: opened.next_stream_id,
                 next_group: opened.next_group,
+                journal_files: opened.journal_files,
             },
             segments: opened.segments,
             next_segment_id: opened.next_segment_id,

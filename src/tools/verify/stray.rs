@@ -57,4 +57,5 @@ fn is_of_a_shard(name: &str) -> bool {
     [acid::KIND, file::KIND].iter().any(|kind| kind.shard_file == name)
         || id_of_file_name(name).is_some()
         || file::is_own_name(name)
+        || acid::is_own_name(name)
 }
