@@ -22,6 +22,7 @@
 //! * [`disk`]: the files of a data directory, behind a trait.
 //! * [`backup`]: a consistent copy of a data directory, also of one at work.
 //! * `room`: what room there is on the disk, and when the commit thread looks.
+//! * `reserve`: room that is set aside for deletions on a full disk.
 //! * [`acid`]: journal and catalog in one redb database per shard.
 //! * `file`: journal and catalog in files of our own.
 //! * `replay`: from records and journal to the state of streams.
@@ -54,6 +55,7 @@ pub(crate) mod layout;
 pub(crate) mod offline;
 pub(crate) mod record;
 pub(crate) mod replay;
+pub(crate) mod reserve;
 mod room;
 pub(crate) mod segment;
 pub(crate) mod settler;

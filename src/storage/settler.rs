@@ -113,7 +113,7 @@ struct Worker {
     orders: Receiver<Order>,
     hand: Hand,
     rewrite_bytes_per_sec: u64,
-    /// A rewrite was handed over and is not committed yet: nothing else is rewritten before.
+    /// A rewrite is under way, or was handed over and is not committed yet: nothing else is rewritten or given up before.
     rewrite_is_out: bool,
     closing: bool,
 }
@@ -156,6 +156,8 @@ impl Worker {
                     );
                 }
             }
+            // On a full disk that may be what makes room.
+            self.give_up_dead_segments();
             self.pause(delay);
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
@@ -198,10 +200,7 @@ impl Worker {
         if self.rewrite_is_out || self.closing {
             return false;
         }
-        let dead = self.store.dead_segments();
-        if !dead.is_empty() {
-            self.rewrite_is_out = true;
-            (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+        if self.give_up_dead_segments() {
             return false;
         }
         if self.rewrite_bytes_per_sec == 0 {
@@ -212,11 +211,15 @@ impl Worker {
         let store = Arc::clone(&self.store);
         let begun = Instant::now();
         let mut bytes = 0;
+        // What the plan names must stay until it is carried out.
+        self.rewrite_is_out = true;
         match store.rewrite(plan, &mut |more| self.pace(begun, &mut bytes, more)) {
             // It was ended, or nothing was alive any more.
-            Ok(None) => true,
+            Ok(None) => {
+                self.rewrite_is_out = false;
+                true
+            }
             Ok(Some(segment)) => {
-                self.rewrite_is_out = true;
                 let mut checkpoint = Checkpoint { segments_removed: replaced, ..Checkpoint::default() };
                 self.add(&mut checkpoint, Some(segment));
                 (self.hand)(checkpoint);
@@ -224,10 +227,25 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(ds.shard = self.shard, %error, "segments could not be rewritten");
+                self.rewrite_is_out = false;
                 self.pause(RETRY_DELAY_MAX);
                 true
             }
         }
+    }
+
+    /// Hands over the segments in which nothing is alive. Returns whether there are any.
+    fn give_up_dead_segments(&mut self) -> bool {
+        if self.rewrite_is_out || self.closing {
+            return false;
+        }
+        let dead = self.store.dead_segments();
+        if dead.is_empty() {
+            return false;
+        }
+        self.rewrite_is_out = true;
+        (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+        true
     }
 
     /// Holds a rewrite to its pace, obeying orders meanwhile.

@@ -35,6 +35,7 @@ mod request;
 mod sim_disk;
 
 mod client;
+mod full;
 mod ledger;
 mod observer;
 mod op;

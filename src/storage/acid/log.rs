@@ -22,6 +22,7 @@ use super::usage::{self, Usage};
 use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::DiskFile;
 use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
+use crate::storage::reserve::Reserve;
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError};
 
@@ -189,6 +190,8 @@ pub(super) struct ShardLog {
     database: Database,
     /// The database's file, to see what it takes.
     file: Option<Arc<dyn DiskFile>>,
+    /// `None` where there is no such file, or nobody knows what its disk has free.
+    reserve: Option<Reserve>,
     /// Keeps the data directory locked for as long as one of its databases is open.
     directory: Arc<DataDirectory>,
     two_phase_commit: bool,
@@ -217,6 +220,7 @@ impl ShardLog {
         shard: Arc<Shard>,
         database: Database,
         file: Option<Arc<dyn DiskFile>>,
+        reserve: Option<Reserve>,
         directory: Arc<DataDirectory>,
         two_phase_commit: bool,
         next_group: u64,
@@ -226,6 +230,7 @@ impl ShardLog {
             shard,
             database,
             file,
+            reserve,
             directory,
             two_phase_commit,
             next_group,
@@ -254,9 +259,15 @@ impl ShardLog {
         self.failed = true;
         let answer = write(self).map_err(|error| {
             let ran_out = self.shard.ran_out.load(Ordering::Relaxed);
-            if ran_out { StorageError::DiskFull(error.to_string()) } else { error }
+            if !ran_out {
+                return error;
+            }
+            // The next opening goes on with it.
+            self.reserve.as_mut().map(Reserve::give_up);
+            StorageError::DiskFull(error.to_string())
         })?;
         self.failed = false;
+        self.reserve.as_mut().map(Reserve::restore);
         Ok(answer)
     }
 
@@ -447,6 +458,7 @@ impl CommitLog for ShardLog {
         };
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         let reusable = self.file_bytes().unwrap_or(0).saturating_sub(needed);
-        Some(DiskRoom { free, withheld: 0, reusable })
+        let withheld = self.reserve.as_ref().map_or(0, Reserve::missing_bytes);
+        Some(DiskRoom { free, withheld, reusable })
     }
 }

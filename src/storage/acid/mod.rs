@@ -5,6 +5,7 @@
 //!   LOCK, layout.json     see `layout`
 //!   shard-00/shard.redb   one database per shard; empty until it is opened for the first time
 //!   shard-00/shard.made   empty; says that the database was made, so that an empty one is loss
+//!   shard-00/RESERVE      zeros: room for deletions on a full disk, see `storage::reserve`
 //!   shard-00/segment-….seg
 //!   shard-01/ …
 //! ```
@@ -61,6 +62,7 @@ pub use backend::{BackendFactory, IoCounters};
 use self::backend::{CountingBackend, DiskBackend};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
+use super::reserve::{RESERVE_BYTES, RESERVE_FILE, Reserve};
 use super::{Catalogs, FreeSpaceProbe, OpenLog, OpenedCatalog, OpenedShard, StorageError};
 
 const SHARD_FILE: &str = "shard.redb";
@@ -71,7 +73,7 @@ pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
 
 /// Whether a file has a name that the mode gives, besides that of the database.
 pub(crate) fn is_own_name(name: &str) -> bool {
-    name == MADE_FILE
+    [MADE_FILE, RESERVE_FILE].contains(&name)
 }
 
 /// What the storage works on.
@@ -252,6 +254,14 @@ impl AcidLog {
         }
     }
 
+    /// What is set aside on a disk that can be full.
+    fn reserve(&self, shard: usize) -> Option<Result<Reserve, StorageError>> {
+        let (disk, dir) = (self.directory.disk(), self.directory.shard_dir(shard));
+        disk.free_bytes()?;
+        let reserve = Reserve::open(Arc::clone(disk), &dir, RESERVE_BYTES);
+        Some(reserve.map_err(self.directory.failed("looking for the reserve in", &dir)))
+    }
+
     /// What the shard's database works on, and its file if it has one.
     fn backend(&self, shard: &Shard) -> Result<(CountingBackend, Option<Arc<dyn DiskFile>>), StorageError> {
         if let Backend::Factory(make, _) = &self.options.backend {
@@ -287,10 +297,12 @@ impl Catalogs for AcidLog {
         shard.ran_out.store(false, Ordering::Relaxed);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
+        let reserve = file.as_ref().and_then(|_| self.reserve(shard.index)).transpose()?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
             file,
+            reserve,
             Arc::clone(&self.directory),
             self.options.two_phase_commit,
             found.recovered.next_group,

@@ -24,6 +24,7 @@ use super::sealed::{self, CatalogEnd, FileKind, HEADER_BYTES, Header};
 use super::snapshot::FilesSnapshot;
 use super::{Options, Sizes, failed, refused};
 use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
+use crate::storage::reserve::Reserve;
 use crate::storage::{Group, StorageError};
 
 /// The buffer is given back after a commit that needed more. Bytes.
@@ -64,6 +65,7 @@ pub(super) struct Journal {
     dir: PathBuf,
     shard: u32,
     options: Options,
+    reserve: Reserve,
     /// Older files, oldest first.
     closed: Vec<ClosedFile>,
     current: Option<Current>,
@@ -118,6 +120,8 @@ impl Journal {
         known: Known,
     ) -> Result<(Self, JournalContent), StorageError> {
         let scan = scan::scan(&*disk, dir, shard, known)?;
+        let reserve = Reserve::open(Arc::clone(&disk), dir, options.sizes.reserve)
+            .map_err(failed("looking for the reserve in", dir))?;
         let content = JournalContent {
             groups: scan.groups,
             files: scan.files.iter().filter_map(|file| file.last_group).collect(),
@@ -128,6 +132,7 @@ impl Journal {
             dir: dir.to_owned(),
             shard,
             options,
+            reserve,
             next_file: scan.files.last().map_or(1, |file| file.number + 1),
             closed: scan.files,
             current: None,
@@ -151,6 +156,16 @@ impl Journal {
     /// Makes the first file.
     pub(super) fn begin(&mut self) -> Result<(), StorageError> {
         self.guarded(|journal| journal.begin_file(0))
+    }
+
+    /// What is set aside for deletions on a full disk.
+    pub(super) fn reserve(&mut self) -> &mut Reserve {
+        &mut self.reserve
+    }
+
+    /// See [`Reserve::missing_bytes`].
+    pub(super) fn reserve_missing_bytes(&self) -> u64 {
+        self.reserve.missing_bytes()
     }
 
     /// Number of the last group committed, ever.
@@ -351,7 +366,12 @@ impl Journal {
         self.cut_found()?;
         let header =
             Header::new(FileKind::Journal, self.shard, self.next_file, self.synced_through, self.catalog);
-        let file = sealed::create(&*self.disk, &self.dir, &header, ahead)?;
+        let create = |ahead| sealed::create(&*self.disk, &self.dir, &header, ahead);
+        let (file, ahead) = match create(ahead) {
+            // The first thing that a start on a full disk has to write. The draft has nothing yet, and is begun again.
+            Err(StorageError::DiskFull(_)) if self.reserve.give_up() => (create(0)?, 0),
+            created => (created?, ahead),
+        };
         self.next_file += 1;
         self.written = self.catalog;
         self.proven = self.catalog;

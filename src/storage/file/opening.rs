@@ -162,6 +162,6 @@ impl CommitLog for FileCommits {
             Some(probe) => probe.free_bytes().ok()?,
             None => self.directory.disk().free_bytes()?,
         };
-        Some(DiskRoom { free, withheld: 0, reusable: self.log.room_ahead() })
+        Some(DiskRoom { free, withheld: self.log.withheld(), reusable: self.log.room_ahead() })
     }
 }

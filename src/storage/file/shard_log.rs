@@ -130,7 +130,20 @@ impl ShardLog {
         if self.catalog.has_failed() {
             return Err(refused());
         }
-        self.journal.commit(groups)
+        let outcome = self.journal.commit(groups);
+        self.after(outcome)
+    }
+
+    /// Gives the reserve up if that was for want of room: the next opening goes on with it. Else makes it, if it is missing.
+    fn after<T>(&mut self, outcome: Result<T, StorageError>) -> Result<T, StorageError> {
+        match &outcome {
+            Ok(_) => self.journal.reserve().restore(),
+            Err(StorageError::DiskFull(_)) => {
+                self.journal.reserve().give_up();
+            }
+            Err(_) => {}
+        }
+        outcome
     }
 
     /// Makes the checkpoints durable that `groups`, which were committed, carry, and gives up the part of the journal that they
@@ -143,9 +156,14 @@ impl ShardLog {
         let Some(trim_before) = checkpoints.iter().map(|checkpoint| checkpoint.trim_before).max() else {
             return Ok(());
         };
+        let outcome = self.put_in_force(&checkpoints, trim_before);
+        self.after(outcome)
+    }
+
+    fn put_in_force(&mut self, checkpoints: &[&Checkpoint], trim_before: u64) -> Result<(), StorageError> {
         // Records are as of groups that have to be there as long as those of other streams are.
         self.journal.flush()?;
-        self.catalog.append(&checkpoints, self.journal.last_group())?;
+        self.catalog.append(checkpoints, self.journal.last_group())?;
         self.journal.trim(trim_before, self.catalog.end())?;
         self.rewrite_catalog(Duration::ZERO).map(|_| ())
     }
@@ -162,12 +180,14 @@ impl ShardLog {
 
     /// Goes on with what frees room on the disk. `Ok(true)` = there is more to do, and nothing to wait for.
     pub(crate) fn reclaim(&mut self) -> Result<bool, StorageError> {
-        self.rewrite_catalog(REWRITE_WAIT)
+        let outcome = self.rewrite_catalog(REWRITE_WAIT);
+        self.after(outcome)
     }
 
     /// Makes everything durable that was committed.
     pub(crate) fn flush(&mut self) -> Result<(), StorageError> {
-        self.journal.flush()
+        let outcome = self.journal.flush();
+        self.after(outcome)
     }
 
     /// The time of the first commit since the last flush. `None` if nothing waits for one.
@@ -186,6 +206,11 @@ impl ShardLog {
     /// Bytes of disk that journal and catalog take.
     pub(crate) fn disk_bytes(&self) -> u64 {
         self.journal.disk_bytes() + self.catalog.disk_bytes()
+    }
+
+    /// Bytes that are free and to be left for deletions.
+    pub(crate) fn withheld(&self) -> u64 {
+        self.journal.reserve_missing_bytes()
     }
 
     /// Bytes among them that the journal can still write to.

@@ -273,3 +273,28 @@ fn what_was_filled_ahead_is_given_back_by_a_clean_stop_and_by_the_start_after_an
         assert_eq!((opened.groups.len(), opened.journal_files.len()), (30, 30));
     }
 }
+
+#[test]
+fn on_a_full_disk_the_reserve_is_given_up_for_the_next_file_and_made_again() {
+    let reserve = |disk: &TestDisk| disk.files("RESERVE").len();
+    let disk = TestDisk::new(1);
+    let (mut log, _) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    assert_eq!((reserve(&disk), log.withheld()), (0, small(SyncPolicy::EachCommit).sizes.reserve));
+    log.commit(&[group(1, 10, None)]).unwrap();
+    assert_eq!((reserve(&disk), log.withheld()), (1, 0));
+    drop(log);
+    // The first call that writes is the one that makes the next file.
+    let (mut log, _) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    disk.plan(0, Trouble::Full);
+    log.commit(&[group(2, 10, None)]).unwrap();
+    assert!(disk.calm());
+    assert_eq!(reserve(&disk), 1, "there is room again");
+    // Where a write into a file finds no room, nobody knows what it left.
+    disk.plan(0, Trouble::Full);
+    assert!(matches!(log.commit(&[group(3, 10, None)]), Err(StorageError::DiskFull(_))));
+    assert_eq!(reserve(&disk), 0);
+    drop(log);
+    let (mut log, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    log.commit(&[group(opened.next_group, 10, None)]).unwrap();
+    assert_eq!(reserve(&disk), 1);
+}
