@@ -220,7 +220,6 @@ impl ShardLog {
         shard: Arc<Shard>,
         database: Database,
         file: Option<Arc<dyn DiskFile>>,
-        reserve: Option<Reserve>,
         directory: Arc<DataDirectory>,
         two_phase_commit: bool,
         next_group: u64,
@@ -230,7 +229,7 @@ impl ShardLog {
             shard,
             database,
             file,
-            reserve,
+            reserve: None,
             directory,
             two_phase_commit,
             next_group,
@@ -238,6 +237,12 @@ impl ShardLog {
             usage,
             snapshot: Weak::new(),
         }
+    }
+
+    /// The same log with room set aside on its disk.
+    pub(super) fn with_reserve(mut self, reserve: Option<Reserve>) -> Self {
+        self.reserve = reserve;
+        self
     }
 
     /// Bytes that the database file takes of its disk. `None` = there is no such file, or nobody can tell just now.

@@ -302,12 +302,12 @@ impl Catalogs for AcidLog {
             Arc::clone(shard),
             database,
             file,
-            reserve,
             Arc::clone(&self.directory),
             self.options.two_phase_commit,
             found.recovered.next_group,
             found.usage,
-        );
+        )
+        .with_reserve(reserve);
         Ok(OpenedCatalog {
             log: Box::new(log),
             recovered: found.recovered,
