@@ -13,6 +13,8 @@ use durable_streams_server::protocol::name::StreamName;
 use durable_streams_server::protocol::retention::Retention;
 use durable_streams_server::protocol::sse::{self, Control, SseEncoding};
 use durable_streams_server::stream::append::{AppendDecision, StreamLimits};
+#[cfg(feature = "bench-internals")]
+use durable_streams_server::stream::event::Append;
 use durable_streams_server::stream::event::{Creation, Event};
 use durable_streams_server::stream::producer::ProducerTag;
 use durable_streams_server::stream::state::StreamState;

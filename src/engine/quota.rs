@@ -62,6 +62,10 @@ impl Quotas {
             }
         }
         let RoomRule { min_free, ample } = self.limits.room;
+        // Nobody wants room to stay: then only a write that found none is a reason.
+        if min_free == 0 && self.disks[shard].withheld.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
         let room = self.disk_room(shard);
         if room < ample {
             let spoken_for = min_free.saturating_add(sum(|disk| &disk.staged)).saturating_add(payload);
@@ -74,9 +78,6 @@ impl Quotas {
 
     /// Bytes that this shard may take of its disk, those included that are to stay free.
     pub(crate) fn disk_room(&self, shard: usize) -> u64 {
-        if self.limits.room.min_free == 0 {
-            return u64::MAX;
-        }
         let disk = &self.disks[shard];
         let free = self.free_disk_bytes.load(Ordering::Relaxed);
         free.saturating_sub(disk.withheld.load(Ordering::Relaxed))

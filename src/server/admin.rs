@@ -33,9 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
 use crate::storage::backup::{BackupError, BackupProgress, BackupSummary};
+use crate::storage::layout::ADMIN_SOCKET_FILE;
 
-/// Name of the socket in the data directory.
-const SOCKET_FILE: &str = "admin.sock";
 /// Longest path of a socket everywhere: the kernel's field has 104 to 108 bytes, one of them a zero. Bytes.
 const PATH_BYTES_MAX: usize = 100;
 /// Connections that wait to be accepted.
@@ -92,7 +91,7 @@ impl Admin {
     pub(super) fn start(engine: &Engine) -> io::Result<Option<Self>> {
         let Some(data_dir) = engine.data_dir() else { return Ok(None) };
         let listener = listen(data_dir)?;
-        let socket = data_dir.join(SOCKET_FILE);
+        let socket = data_dir.join(ADMIN_SOCKET_FILE);
         // From here on the socket goes if the rest fails.
         let mut admin = Self { socket, stop: CancellationToken::new(), thread: None };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -124,7 +123,7 @@ impl Drop for Admin {
 
 /// A path that leads to the socket and is short enough for the kernel. It is valid as long as what comes with it.
 pub(super) fn socket_path(data_dir: &Path) -> io::Result<(PathBuf, Option<fs::File>)> {
-    let path = data_dir.join(SOCKET_FILE);
+    let path = data_dir.join(ADMIN_SOCKET_FILE);
     if path.as_os_str().len() <= PATH_BYTES_MAX {
         return Ok((path, None));
     }
@@ -132,7 +131,7 @@ pub(super) fn socket_path(data_dir: &Path) -> io::Result<(PathBuf, Option<fs::Fi
     {
         use std::os::fd::AsRawFd as _;
         let directory = fs::File::open(data_dir)?;
-        let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", directory.as_raw_fd()).into();
+        let path = format!("/proc/self/fd/{}/{ADMIN_SOCKET_FILE}", directory.as_raw_fd()).into();
         Ok((path, Some(directory)))
     }
     #[cfg(not(target_os = "linux"))]
@@ -147,7 +146,7 @@ fn listen(data_dir: &Path) -> io::Result<UnixListener> {
     match fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => fs::remove_file(&path)?,
         Ok(_) => {
-            let why = format!("{} is there and is no socket", data_dir.join(SOCKET_FILE).display());
+            let why = format!("{} is there and is no socket", data_dir.join(ADMIN_SOCKET_FILE).display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -27,6 +27,8 @@ pub(crate) const FORMAT_VERSION: u64 = 1;
 
 pub(crate) const LOCK_FILE: &str = "LOCK";
 pub(crate) const MANIFEST_FILE: &str = "layout.json";
+/// Where a running server is asked for backups.
+pub(crate) const ADMIN_SOCKET_FILE: &str = "admin.sock";
 const MANIFEST_FILE_NEW: &str = "layout.json.new";
 /// Longest manifest that is read. Bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 * 1024;

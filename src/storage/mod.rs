@@ -22,6 +22,7 @@
 //! * [`disk`]: the files of a data directory, behind a trait.
 //! * [`backup`]: a consistent copy of a data directory, also of one at work.
 //! * `room`: what room there is on the disk, and when the commit thread looks.
+//! * `reserve`: room that is set aside for deletions on a full disk.
 //! * [`acid`]: journal and catalog in one redb database per shard.
 //! * `file`: journal and catalog in files of our own.
 //! * `replay`: from records and journal to the state of streams.
@@ -54,6 +55,7 @@ pub(crate) mod layout;
 pub(crate) mod offline;
 pub(crate) mod record;
 pub(crate) mod replay;
+pub(crate) mod reserve;
 mod room;
 pub(crate) mod segment;
 pub(crate) mod settler;
@@ -127,6 +129,8 @@ pub(crate) struct Recovered {
     pub(crate) next_stream_id: u64,
     /// A number above that of every group ever committed.
     pub(crate) next_group: u64,
+    /// Where the journal is a number of files, the last group of each of them, oldest first.
+    pub(crate) journal_files: Vec<u64>,
 }
 
 /// One checkpointed stream.

@@ -10,10 +10,12 @@ use std::{fmt, io};
 
 use super::CommitLog;
 
-/// Longest time for which commits go by without a look at the file system …
+/// Longest time for which commits go by, while room is ample, without a look at the file system …
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// … and most bytes that they may write meanwhile.
 const LOOK_BYTES: u64 = 4 << 20;
+/// A disk with less free than this is full when a write says so, whatever else it may have. Bytes.
+const HIDDEN_MIN: u64 = 4 << 20;
 /// Pause between two looks of an idle commit thread, as long as room is not ample.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A disk that is full though its file system has room (a quota, most likely) is tried again after this time: that there
@@ -50,7 +52,7 @@ impl fmt::Debug for FreeSpaceProbe {
 pub struct DiskRoom {
     /// Free on the file system, for all logs on it.
     pub free: u64,
-    /// Part of `free` that is known not to be had.
+    /// Part of `free` that is known not to be had, or is to be left to deletions.
     pub withheld: u64,
     /// Taken by the log's own files, and not needed by what they hold.
     pub reusable: u64,
@@ -76,7 +78,7 @@ pub(crate) struct DiskUse {
 /// From which room on something follows. Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RoomRule {
-    /// `storage.min_free_disk_bytes`; 0 = nobody asks.
+    /// `storage.min_free_disk_bytes`.
     pub(crate) min_free: u64,
     /// Above this, whatever may be under way leaves [`Self::min_free`].
     pub(crate) ample: u64,
@@ -94,6 +96,7 @@ impl RoomRule {
 #[derive(Clone, Copy, Debug)]
 struct RanOut {
     free: u64,
+    withheld: u64,
     reusable: u64,
     at: Instant,
 }
@@ -135,6 +138,7 @@ impl RoomWatch {
     pub(crate) fn wrote(&mut self, bytes: usize, log: &dyn CommitLog) {
         self.bytes_since = self.bytes_since.saturating_add(bytes as u64);
         let is_due = self.bytes_since >= LOOK_BYTES
+            || self.room.is_some_and(|room| room.bytes() < self.rule.ample)
             || self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL);
         if is_due {
             self.look(log);
@@ -148,9 +152,6 @@ impl RoomWatch {
 
     /// Looks at once.
     pub(crate) fn look(&mut self, log: &dyn CommitLog) {
-        if self.rule.min_free == 0 {
-            return;
-        }
         self.looked = Some(Instant::now());
         self.bytes_since = 0;
         self.room = log.disk_room().map(|room| self.corrected(room));
@@ -178,14 +179,23 @@ impl RoomWatch {
 
     fn corrected(&mut self, room: DiskRoom) -> DiskRoom {
         if std::mem::take(&mut self.is_out) {
-            self.ran_out = Some(RanOut { free: room.free, reusable: room.reusable, at: Instant::now() });
+            self.ran_out = Some(RanOut {
+                free: room.free,
+                withheld: room.withheld,
+                reusable: room.reusable,
+                at: Instant::now(),
+            });
         }
-        let is_hidden = |out: &RanOut| out.free >= self.rule.min_free && out.at.elapsed() >= RETRY_AFTER;
-        self.ran_out = self.ran_out.filter(|out| !is_hidden(out));
+        let hidden_min = self.rule.min_free.max(HIDDEN_MIN);
+        let is_hidden = |out: &RanOut| out.free >= hidden_min && out.at.elapsed() >= RETRY_AFTER;
+        // There was room to set some aside again.
+        let is_over = |out: &RanOut| room.withheld < out.withheld;
+        self.ran_out = self.ran_out.filter(|out| !is_hidden(out) && !is_over(out));
         match self.ran_out {
             Some(out) => DiskRoom {
                 free: room.free,
-                withheld: out.free,
+                // Not 0, even if nothing is free: that would say that nothing is known.
+                withheld: out.free.max(room.withheld).max(1),
                 reusable: room.reusable.saturating_sub(out.reusable),
             },
             None => room,

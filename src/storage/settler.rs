@@ -131,7 +131,7 @@ struct Worker {
     orders: Receiver<Order>,
     hand: Hand,
     pace: RewritePace,
-    /// A rewrite was handed over and is not committed yet: nothing else is rewritten before.
+    /// A rewrite is under way, or was handed over and is not committed yet: nothing else is rewritten or given up before.
     rewrite_is_out: bool,
     /// Pause before the next rewrite, should this one fail.
     rewrite_delay: Duration,
@@ -185,6 +185,8 @@ impl Worker {
                     );
                 }
             }
+            // On a full disk that may be what makes room.
+            self.give_up_dead_segments();
             self.pause(delay);
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
@@ -227,10 +229,7 @@ impl Worker {
         if self.rewrite_is_out || self.closing {
             return false;
         }
-        let dead = self.store.dead_segments();
-        if !dead.is_empty() {
-            self.rewrite_is_out = true;
-            (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+        if self.give_up_dead_segments() {
             return false;
         }
         if self.pace.bytes_per_sec == 0 {
@@ -245,6 +244,8 @@ impl Worker {
         let replaced = plan.segments().to_vec();
         let store = Arc::clone(&self.store);
         let begun = Instant::now();
+        // What the plan names must stay until it is carried out.
+        self.rewrite_is_out = true;
         let (mut bytes, mut looked_at) = (0, 0);
         let throttle = &mut |more| {
             if bytes - looked_at >= LOOK_BYTES {
@@ -258,9 +259,11 @@ impl Worker {
         };
         match store.rewrite(plan, throttle) {
             // It was ended, or nothing was alive any more.
-            Ok(None) => true,
+            Ok(None) => {
+                self.rewrite_is_out = false;
+                true
+            }
             Ok(Some(segment)) => {
-                self.rewrite_is_out = true;
                 self.rewrite_delay = RETRY_DELAY_MAX;
                 let mut checkpoint = Checkpoint { segments_removed: replaced, ..Checkpoint::default() };
                 self.add(&mut checkpoint, Some(segment));
@@ -269,11 +272,26 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(ds.shard = self.shard, %error, "segments could not be rewritten");
+                self.rewrite_is_out = false;
                 self.pause(self.rewrite_delay);
                 self.rewrite_delay = (self.rewrite_delay * 2).min(REWRITE_DELAY_MAX);
                 true
             }
         }
+    }
+
+    /// Hands over the segments in which nothing is alive. Returns whether there are any.
+    fn give_up_dead_segments(&mut self) -> bool {
+        if self.rewrite_is_out || self.closing {
+            return false;
+        }
+        let dead = self.store.dead_segments();
+        if dead.is_empty() {
+            return false;
+        }
+        self.rewrite_is_out = true;
+        (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+        true
     }
 
     /// Holds a rewrite to its pace, obeying orders meanwhile.

@@ -39,6 +39,7 @@ mod sim_disk;
 
 mod client;
 mod fast;
+mod full;
 mod ledger;
 mod observer;
 mod offline;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use durable_streams_server::config::Config;
+use durable_streams_server::engine::FileStorage;
 use durable_streams_server::engine::api::{
     AppendError, Body, CreateRequest, LookupError, LookupRefusal, ReadError, Retention, Storage, Unavailable,
 };
@@ -14,7 +16,7 @@ use durable_streams_server::protocol::offset::RequestedOffset;
 use futures_util::future::join_all;
 
 use crate::disk::{Calls, Fault, Unsynced};
-use crate::{Machine, read, stream, within};
+use crate::{Machine, POLL, append, read, stream, within};
 
 /// Holds the next sync of the only shard up until the store waits for it.
 async fn hold_sync(machine: &Machine) {
@@ -304,4 +306,47 @@ async fn a_group_that_is_settled_in_part_is_replayed_for_the_other_streams_only(
         }
         within(machine.store.shutdown()).await;
     }
+}
+
+#[tokio::test]
+async fn a_shard_that_is_started_again_and_again_keeps_a_bounded_number_of_journal_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.storage.data_dir = directory.path().to_owned();
+    config.storage.acid_shard_count = Some(1);
+    let journals = || {
+        let entries = std::fs::read_dir(directory.path().join("shard-00")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("journal-")).count()
+    };
+    let mut most = 0;
+    for round in 0..30 {
+        let store = FileStorage::open(&config).unwrap();
+        if round == 0 {
+            let request = CreateRequest {
+                name: stream("s"),
+                content_type: None,
+                lifetime: None,
+                retention: Retention::default(),
+                closed: false,
+                body: Body::default(),
+                fork: None,
+            };
+            within(store.create(request)).await.unwrap();
+        }
+        within(store.append(append("s", "x", None))).await.unwrap();
+        // What is settled rides on a later group.
+        if journals() > 9 {
+            within(async {
+                while journals() > 2 {
+                    store.append(append("s", "y", None)).await.unwrap();
+                    tokio::time::sleep(POLL).await;
+                }
+            })
+            .await;
+        }
+        most = most.max(journals());
+        within(store.shutdown()).await;
+    }
+    assert!(most <= 12, "{most} files");
 }

@@ -71,9 +71,10 @@ fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).expect("a directory can be listed") {
             let path = entry.expect("a directory can be listed").path();
-            if path.is_dir() {
+            let kind = fs::symlink_metadata(&path).expect("what is listed is there").file_type();
+            if kind.is_dir() {
                 dirs.push(path);
-            } else {
+            } else if kind.is_file() {
                 let name = path.strip_prefix(root).expect("it is below").to_string_lossy().into_owned();
                 found.insert(name, fs::read(path).expect("a file can be read"));
             }

@@ -27,6 +27,7 @@ impl Shard {
     ) -> Result<(), StorageError> {
         self.forget_everything();
         self.reader = Some(reader);
+        self.settling.journal_files = recovered.journal_files.into();
         replay::replay(recovered.streams, recovered.groups, self)?;
         self.next_stream_id = self.next_stream_id.max(recovered.next_stream_id);
         self.group.seq = self.group.seq.max(recovered.next_group);

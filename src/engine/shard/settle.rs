@@ -15,6 +15,9 @@ use crate::storage::{Checkpoint, StreamCheckpoint, record};
 
 /// Content settled at one time, unless one stream has more; bytes.
 const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+/// A journal of more files than this is over its budget, however little they hold: each start begins one, and the next start
+/// reads them all.
+const JOURNAL_FILES_MAX: usize = 8;
 /// Streams settled at one time: their records are written by the commit that carries the checkpoint, and each may cost
 /// it a page.
 const STREAMS_MAX: usize = 1024;
@@ -61,6 +64,8 @@ pub(super) struct Settling {
     kept: VecDeque<(u64, u64)>,
     /// Frames in the journal: the sum of `sizes`.
     journal_bytes: u64,
+    /// The last group of each journal file that the shard was opened with, oldest first.
+    pub(super) journal_files: VecDeque<u64>,
     /// Content in RAM.
     pub(super) recent_bytes: u64,
     /// The journal's groups, to know what trimming frees: (group, bytes).
@@ -88,6 +93,9 @@ impl Settling {
         {
             self.sizes.pop_front();
             self.journal_bytes -= bytes;
+        }
+        while self.journal_files.front().is_some_and(|last| *last < before) {
+            self.journal_files.pop_front();
         }
     }
 
@@ -194,7 +202,8 @@ impl Shard {
             return;
         }
         let now_ms = self.shared.clock.now_ms();
-        let is_journal_over = self.settling.journal_bytes > self.journal_budget();
+        let is_journal_over = self.settling.journal_bytes > self.journal_budget()
+            || self.settling.journal_files.len() > JOURNAL_FILES_MAX;
         let is_release_due = self.settling.next_ms().is_some_and(|due_ms| due_ms <= now_ms);
         if !is_journal_over && !is_release_due {
             return;

@@ -23,6 +23,7 @@ use super::usage::{self, Usage};
 use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::DiskFile;
 use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
+use crate::storage::reserve::Reserve;
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError};
 
@@ -190,6 +191,8 @@ pub(super) struct ShardLog {
     database: Database,
     /// The database's file, to see what it takes.
     file: Option<Arc<dyn DiskFile>>,
+    /// `None` where there is no such file, or nobody knows what its disk has free.
+    reserve: Option<Reserve>,
     /// Keeps the data directory locked for as long as one of its databases is open.
     directory: Arc<DataDirectory>,
     two_phase_commit: bool,
@@ -227,6 +230,7 @@ impl ShardLog {
             shard,
             database,
             file,
+            reserve: None,
             directory,
             two_phase_commit,
             next_group,
@@ -234,6 +238,12 @@ impl ShardLog {
             usage,
             snapshot: Weak::new(),
         }
+    }
+
+    /// The same log with room set aside on its disk.
+    pub(super) fn with_reserve(mut self, reserve: Option<Reserve>) -> Self {
+        self.reserve = reserve;
+        self
     }
 
     /// Bytes that the database file takes of its disk. `None` = there is no such file, or nobody can tell just now.
@@ -255,9 +265,15 @@ impl ShardLog {
         self.failed = true;
         let answer = write(self).map_err(|error| {
             let ran_out = self.shard.ran_out.load(Ordering::Relaxed);
-            if ran_out { StorageError::DiskFull(error.to_string()) } else { error }
+            if !ran_out {
+                return error;
+            }
+            // The next opening goes on with it.
+            self.reserve.as_mut().map(Reserve::give_up);
+            StorageError::DiskFull(error.to_string())
         })?;
         self.failed = false;
+        self.reserve.as_mut().map(Reserve::restore);
         Ok(answer)
     }
 
@@ -448,6 +464,7 @@ impl CommitLog for ShardLog {
         };
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         let reusable = self.file_bytes().unwrap_or(0).saturating_sub(needed);
-        Some(DiskRoom { free, withheld: 0, reusable })
+        let withheld = self.reserve.as_ref().map_or(0, Reserve::missing_bytes);
+        Some(DiskRoom { free, withheld, reusable })
     }
 }

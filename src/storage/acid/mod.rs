@@ -4,6 +4,8 @@
 //! <data_dir>/
 //!   LOCK, layout.json     see `layout`
 //!   shard-00/shard.redb   one database per shard; empty until it is opened for the first time
+//!   shard-00/shard.made   empty; says that the database was made, so that an empty one is loss
+//!   shard-00/RESERVE      zeros: room for deletions on a full disk, see `storage::reserve`
 //!   shard-00/segment-….seg
 //!   shard-01/ …
 //! ```
@@ -50,6 +52,7 @@ mod tests;
 mod usage;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,12 +62,19 @@ pub use backend::{BackendFactory, IoCounters};
 use self::backend::{CountingBackend, DiskBackend};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
+use super::reserve::{RESERVE_BYTES, RESERVE_FILE, Reserve};
 use super::{Catalogs, FreeSpaceProbe, OpenLog, OpenedCatalog, OpenedShard, StorageError};
 
 const SHARD_FILE: &str = "shard.redb";
 const SHARD_FILE_NEW: &str = "shard.redb.new";
+const MADE_FILE: &str = "shard.made";
 /// What the mode keeps in a data directory.
 pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
+
+/// Whether a file has a name that the mode gives, besides that of the database.
+pub(crate) fn is_own_name(name: &str) -> bool {
+    [MADE_FILE, RESERVE_FILE].contains(&name)
+}
 
 /// What the storage works on.
 #[derive(Clone)]
@@ -204,15 +214,52 @@ impl AcidLog {
     fn make_file(&self, shard: &Shard, path: &Path) -> Result<(), StorageError> {
         let file = self.directory.disk().open(path, OpenMode::Read);
         let len = file.and_then(|file| file.len()).map_err(self.directory.failed("looking at", path))?;
+        let is_marked = self.is_marked_as_made(path)?;
         if len > 0 {
-            return Ok(());
+            return if is_marked { Ok(()) } else { self.mark_as_made(path) };
+        }
+        if is_marked {
+            return Err(StorageError::Corrupt(format!(
+                "{} is empty, but the database was made, as {MADE_FILE} beside it says",
+                path.display()
+            )));
         }
         let draft = path.with_file_name(SHARD_FILE_NEW);
         let file = self.open_file(&draft, OpenMode::Create)?;
         let backend = self.counted(self.on_disk(file), shard);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         database.close().map_err(tables::failed("closing the new database"))?;
-        self.directory.publish(&draft, path)
+        self.directory.publish(&draft, path)?;
+        self.mark_as_made(path)
+    }
+
+    fn is_marked_as_made(&self, path: &Path) -> Result<bool, StorageError> {
+        let mark = path.with_file_name(MADE_FILE);
+        match self.directory.disk().open(&mark, OpenMode::Read) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.directory.failed("looking for", &mark)(error)),
+        }
+    }
+
+    /// Notes, durably, that the database is there, which is durable.
+    fn mark_as_made(&self, path: &Path) -> Result<(), StorageError> {
+        let mark = path.with_file_name(MADE_FILE);
+        let dir = mark.parent().unwrap_or(Path::new(""));
+        let disk = self.directory.disk();
+        match disk.open(&mark, OpenMode::Create).and_then(|_| disk.sync_dir(dir)) {
+            // A full disk can be read; the next opening tries again.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            made => made.map_err(self.directory.failed("making", &mark)),
+        }
+    }
+
+    /// What is set aside on a disk that can be full.
+    fn reserve(&self, shard: usize) -> Option<Result<Reserve, StorageError>> {
+        let (disk, dir) = (self.directory.disk(), self.directory.shard_dir(shard));
+        disk.free_bytes()?;
+        let reserve = Reserve::open(Arc::clone(disk), &dir, RESERVE_BYTES);
+        Some(reserve.map_err(self.directory.failed("looking for the reserve in", &dir)))
     }
 
     /// What the shard's database works on, and its file if it has one.
@@ -250,6 +297,7 @@ impl Catalogs for AcidLog {
         shard.ran_out.store(false, Ordering::Relaxed);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
+        let reserve = file.as_ref().and_then(|_| self.reserve(shard.index)).transpose()?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
@@ -258,7 +306,8 @@ impl Catalogs for AcidLog {
             self.options.two_phase_commit,
             found.recovered.next_group,
             found.usage,
-        );
+        )
+        .with_reserve(reserve);
         Ok(OpenedCatalog {
             log: Box::new(log),
             recovered: found.recovered,

@@ -19,7 +19,7 @@ use self::encoding::Counters;
 use self::reading::{Gathered, Order, RecordReader, decode};
 use self::rewrite::{Rewritten, Shared};
 use self::writing::CatalogFile;
-use super::sealed::{self, FileKind, HEADER_BYTES};
+use super::sealed::{self, CatalogEnd, FileKind, HEADER_BYTES};
 use super::snapshot::FilesSnapshot;
 use super::{Options, failed, refused};
 use crate::storage::disk::Disk;
@@ -53,6 +53,8 @@ pub(super) struct CatalogContent {
     pub(super) next_segment_id: u64,
     /// Journal groups up to this one were durable.
     pub(super) durable_through: u64,
+    /// How much of it there is.
+    pub(super) end: CatalogEnd,
     /// Bytes of an unfinished checkpoint that were dropped.
     pub(super) dropped_bytes: u64,
 }
@@ -85,6 +87,10 @@ pub(super) struct Catalog {
     options: Options,
     /// `None` until the first checkpoint.
     current: Option<CatalogFile>,
+    /// How much of it is durable.
+    durable: CatalogEnd,
+    /// Replaced by the current one, and not removed yet.
+    superseded: Option<CatalogFile>,
     running: Option<Running>,
     /// After a rewriting that failed, the next is not tried before the file has this length. Bytes.
     rewrite_from: u64,
@@ -125,14 +131,29 @@ impl Catalog {
             disk.remove(&path).map_err(failed("removing", &path))?;
         }
         let dir = dir.to_owned();
-        let catalog =
-            Self { disk, dir, shard, options, current, running: None, rewrite_from: 0, failed: false };
+        let catalog = Self {
+            disk,
+            dir,
+            shard,
+            options,
+            current,
+            durable: content.end,
+            superseded: None,
+            running: None,
+            rewrite_from: 0,
+            failed: false,
+        };
         Ok((catalog, content))
     }
 
     /// Bytes of disk that the catalog takes, without a rewriting under way.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.current.as_ref().map_or(0, CatalogFile::end)
+    }
+
+    /// How much of it is durable.
+    pub(super) fn end(&self) -> CatalogEnd {
+        self.durable
     }
 
     /// Whether it takes nothing any more.
@@ -154,6 +175,7 @@ impl Catalog {
             file.push_checkpoints(checkpoints, durable_through)?;
             file.write()?;
             file.sync()?;
+            catalog.durable = file.catalog_end();
             if let Some(running) = &catalog.running {
                 running.shared.durable_end.store(file.end(), Ordering::Release);
             }
@@ -162,7 +184,7 @@ impl Catalog {
     }
 
     /// Begins to write the catalog anew if that is due, and puts a new one into its place when it is complete, for which it
-    /// waits so long at most. Returns whether a rewriting is under way.
+    /// waits so long at most. The old file stays until [`Self::remove_superseded`]. Returns whether a rewriting is under way.
     pub(super) fn rewrite(&mut self, wait: Duration) -> Result<bool, StorageError> {
         self.guarded(|catalog| {
             if let Some(running) = &catalog.running {
@@ -180,6 +202,21 @@ impl Catalog {
                 catalog.begin_rewriting()?;
             }
             Ok(catalog.running.is_some())
+        })
+    }
+
+    /// Whether there is a file to be removed: once it is noted elsewhere how much of the new one is durable.
+    pub(super) fn has_superseded(&self) -> bool {
+        self.superseded.is_some()
+    }
+
+    /// Removes the file that a rewriting has replaced.
+    pub(super) fn remove_superseded(&mut self) -> Result<(), StorageError> {
+        self.guarded(|catalog| {
+            let Some(old) = catalog.superseded.take() else { return Ok(()) };
+            catalog.disk.remove(old.path()).map_err(failed("removing", old.path()))?;
+            catalog.dispose(old);
+            Ok(())
         })
     }
 
@@ -249,10 +286,8 @@ impl Catalog {
         };
         // From here on nobody can tell which of the two files is the catalog, unless it succeeds.
         draft.publish(&*self.disk, &self.dir)?;
-        if let Some(old) = self.current.replace(draft) {
-            self.disk.remove(old.path()).map_err(failed("removing", old.path()))?;
-            self.dispose(old);
-        }
+        self.durable = draft.catalog_end();
+        self.superseded = self.current.replace(draft);
         self.rewrite_from = 0;
         Ok(())
     }
@@ -336,6 +371,7 @@ fn load(
         next_stream_id,
         next_segment_id,
         durable_through,
+        end: CatalogEnd { file: number, records: order.count() },
         dropped_bytes: found.len - end,
     };
     Ok((CatalogFile::found(found, end, order.count(), account), content))

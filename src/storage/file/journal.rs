@@ -5,7 +5,11 @@
 //! it took up to 40. That is too little to pay for a thread.
 //!
 //! A file is begun when a commit needs one: the first one after an opening, and when a file is full. The end of an older file
-//! may be damaged by a crash, and is never appended to. Opening writes nothing, so that a full disk can be read.
+//! may be damaged by a crash, and is never appended to; it is cut off, so that what was filled ahead goes back to the disk.
+//! Opening writes nothing, so that a full disk can be read.
+//!
+//! The journal also keeps the proof of how far the catalog is durable: each header and each record says so. What a checkpoint
+//! makes superfluous is removed after that proof is durable; so there is a file at any time.
 
 use std::fmt;
 use std::mem;
@@ -16,10 +20,11 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::scan::{self, ClosedFile, Known, Links};
-use super::sealed::{self, FileKind, HEADER_BYTES, Header};
+use super::sealed::{self, CatalogEnd, FileKind, HEADER_BYTES, Header};
 use super::snapshot::FilesSnapshot;
 use super::{Options, Sizes, failed, refused};
 use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
+use crate::storage::reserve::Reserve;
 use crate::storage::{Group, StorageError};
 
 /// The buffer is given back after a commit that needed more. Bytes.
@@ -50,7 +55,7 @@ struct Current {
 
 impl Current {
     fn closed(&self) -> ClosedFile {
-        ClosedFile { number: self.number, last_group: self.last_group, bytes: self.filled }
+        ClosedFile { number: self.number, last_group: self.last_group, end: self.end, bytes: self.filled }
     }
 }
 
@@ -60,12 +65,19 @@ pub(super) struct Journal {
     dir: PathBuf,
     shard: u32,
     options: Options,
+    reserve: Reserve,
     /// Older files, oldest first.
     closed: Vec<ClosedFile>,
     current: Option<Current>,
     next_file: u64,
     last_group: u64,
     synced_through: u64,
+    /// So much of the catalog is durable.
+    catalog: CatalogEnd,
+    /// The last header or record says that so much is …
+    written: CatalogEnd,
+    /// … and durably, that so much is.
+    proven: CatalogEnd,
     dirty_since: Option<Instant>,
     /// Set while something is under way, so that a panic in it counts as a failure too.
     failed: bool,
@@ -89,6 +101,8 @@ impl fmt::Debug for Journal {
 pub(super) struct JournalContent {
     /// Groups that are needed, in order.
     pub(super) groups: Vec<(u64, Bytes)>,
+    /// The last group of each file that has any, oldest first.
+    pub(super) files: Vec<u64>,
     /// Bytes of unfinished commits that were dropped.
     pub(super) dropped_bytes: u64,
 }
@@ -106,21 +120,52 @@ impl Journal {
         known: Known,
     ) -> Result<(Self, JournalContent), StorageError> {
         let scan = scan::scan(&*disk, dir, shard, known)?;
+        let reserve = Reserve::open(Arc::clone(&disk), dir, options.sizes.reserve)
+            .map_err(failed("looking for the reserve in", dir))?;
+        let content = JournalContent {
+            groups: scan.groups,
+            files: scan.files.iter().filter_map(|file| file.last_group).collect(),
+            dropped_bytes: scan.dropped_bytes,
+        };
         let journal = Self {
             disk,
             dir: dir.to_owned(),
             shard,
             options,
+            reserve,
             next_file: scan.files.last().map_or(1, |file| file.number + 1),
             closed: scan.files,
             current: None,
             last_group: scan.last_group,
             synced_through: scan.last_group,
+            catalog: known.end,
+            written: scan.catalog,
+            proven: scan.catalog,
             dirty_since: None,
             failed: false,
             buffer: Vec::new(),
         };
-        Ok((journal, JournalContent { groups: scan.groups, dropped_bytes: scan.dropped_bytes }))
+        Ok((journal, content))
+    }
+
+    /// Whether there is no file at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.closed.is_empty() && self.current.is_none()
+    }
+
+    /// Makes the first file.
+    pub(super) fn begin(&mut self) -> Result<(), StorageError> {
+        self.guarded(|journal| journal.begin_file(0))
+    }
+
+    /// What is set aside for deletions on a full disk.
+    pub(super) fn reserve(&mut self) -> &mut Reserve {
+        &mut self.reserve
+    }
+
+    /// See [`Reserve::missing_bytes`].
+    pub(super) fn reserve_missing_bytes(&self) -> u64 {
+        self.reserve.missing_bytes()
     }
 
     /// Number of the last group committed, ever.
@@ -166,18 +211,31 @@ impl Journal {
         self.guarded(Self::sync)
     }
 
-    /// Removes what only has groups below `before`. The checkpoint that makes them superfluous has to be durable.
+    /// Makes it durable that so much of the catalog is.
+    pub(super) fn prove(&mut self, catalog: CatalogEnd) -> Result<(), StorageError> {
+        self.guarded(|journal| {
+            journal.catalog = catalog;
+            journal.write_proof()
+        })
+    }
+
+    /// Removes what only has groups below `before`, after noting that so much of the catalog is durable: that includes the
+    /// checkpoint that makes them superfluous.
     ///
     /// That the files are gone becomes durable with the next one that is made. One that is there again after a power cut
     /// has nothing that a reader would take.
-    pub(super) fn trim(&mut self, before: u64) -> Result<(), StorageError> {
+    pub(super) fn trim(&mut self, before: u64, catalog: CatalogEnd) -> Result<(), StorageError> {
         let is_superfluous = |file: &ClosedFile| file.last_group.is_none_or(|last| last < before);
         let give_up = self.options.sizes.give_up;
         self.guarded(|journal| {
+            journal.catalog = catalog;
             let given_up =
                 |current: &mut Current| current.end >= give_up && is_superfluous(&current.closed());
             if journal.synced_through == journal.last_group {
                 journal.closed.extend(journal.current.take_if(given_up).map(|current| current.closed()));
+            }
+            if journal.closed.iter().any(is_superfluous) {
+                journal.write_proof()?;
             }
             while let Some(index) = journal.closed.iter().position(is_superfluous) {
                 let path = FileKind::Journal.path(&journal.dir, journal.closed[index].number);
@@ -189,13 +247,17 @@ impl Journal {
     }
 
     /// Flushes, and notes that everything is durable: so that damage done to the last commit while the server is down is
-    /// not taken for an unfinished one.
-    pub(super) fn close(&mut self) -> Result<(), StorageError> {
+    /// not taken for an unfinished one. Nor that done to the catalog, of which so much is durable.
+    pub(super) fn close(&mut self, catalog: CatalogEnd) -> Result<(), StorageError> {
         self.guarded(|journal| {
+            journal.catalog = catalog;
             journal.sync()?;
             if journal.current.as_ref().is_some_and(|current| current.last_group.is_some()) {
                 journal.write(&[])?;
+                journal.cut_current()?;
                 journal.sync_file()?;
+            } else if journal.proven < catalog {
+                journal.write_proof()?;
             }
             journal.closed.extend(journal.current.take().map(|current| current.closed()));
             Ok(())
@@ -203,7 +265,11 @@ impl Journal {
     }
 
     /// Adds what was committed so far to what a backup copies. The copy ends like a journal after a clean stop.
-    pub(super) fn snapshot(&self, snapshot: &mut FilesSnapshot) -> Result<(), StorageError> {
+    pub(super) fn snapshot(
+        &self,
+        snapshot: &mut FilesSnapshot,
+        catalog: CatalogEnd,
+    ) -> Result<(), StorageError> {
         if self.failed {
             return Err(refused());
         }
@@ -216,12 +282,9 @@ impl Journal {
         if let Some(current) = &self.current {
             let mut ending = Vec::new();
             let start = sealed::begin(&mut ending);
-            let links = Links { previous: self.last_group, durable_through: self.last_group };
+            let links = Links { previous: self.last_group, durable_through: self.last_group, catalog };
             scan::encode(&mut ending, links, &[]);
             sealed::seal(&mut ending, start, current.mark)?;
-            if current.last_group.is_none() {
-                ending.clear();
-            }
             snapshot.add(&current.path, Arc::clone(&current.file), current.end, ending);
         }
         Ok(())
@@ -258,7 +321,8 @@ impl Journal {
         record.clear();
         let sizes = self.options.sizes;
         let start = sealed::begin(&mut record);
-        let links = Links { previous: self.last_group, durable_through: self.synced_through };
+        let links =
+            Links { previous: self.last_group, durable_through: self.synced_through, catalog: self.catalog };
         scan::encode(&mut record, links, groups);
         let bytes = sealed::padded(record.len()) as u64;
 
@@ -273,6 +337,7 @@ impl Journal {
         }
         current.file.write_at(current.end, &record).map_err(failed("writing", &current.path))?;
         current.end = end;
+        self.written = self.catalog;
         if let Some(last) = groups.last() {
             current.last_group = Some(last.seq);
         }
@@ -292,19 +357,67 @@ impl Journal {
         // Only the last file that has records may have some that are not durable: see `scan`.
         self.sync()?;
         self.closed.extend(self.current.take().map(|current| current.closed()));
-        let header = Header::new(FileKind::Journal, self.shard, self.next_file, self.synced_through);
         let filled = if disk::has_room_to_fill(&*self.disk) { fill } else { HEADER_BYTES as u64 };
-        let file = sealed::create(&*self.disk, &self.dir, &header, filled as usize - HEADER_BYTES)?;
+        self.begin_file(filled as usize - HEADER_BYTES)
+    }
+
+    /// Begins a file, with `ahead` zeros behind its header, when there is no current one and everything is durable.
+    fn begin_file(&mut self, ahead: usize) -> Result<(), StorageError> {
+        self.cut_found()?;
+        let header =
+            Header::new(FileKind::Journal, self.shard, self.next_file, self.synced_through, self.catalog);
+        let create = |ahead| sealed::create(&*self.disk, &self.dir, &header, ahead);
+        let (file, ahead) = match create(ahead) {
+            // The first thing that a start on a full disk has to write. The draft has nothing yet, and is begun again.
+            Err(StorageError::DiskFull(_)) if self.reserve.give_up() => (create(0)?, 0),
+            created => (created?, ahead),
+        };
         self.next_file += 1;
+        self.written = self.catalog;
+        self.proven = self.catalog;
         self.current = Some(Current {
             path: FileKind::Journal.path(&self.dir, header.number),
             file,
             number: header.number,
             mark: header.mark,
             end: HEADER_BYTES as u64,
-            filled,
+            filled: (HEADER_BYTES + ahead) as u64,
             last_group: None,
         });
+        Ok(())
+    }
+
+    /// Writes how much of the catalog is durable, durably, into the current file. If there is none it is begun, as whatever is
+    /// in another one may go with it.
+    fn write_proof(&mut self) -> Result<(), StorageError> {
+        if self.current.is_none() {
+            self.begin_file(0)
+        } else if self.proven < self.catalog {
+            self.write(&[])?;
+            self.sync_file()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Cuts off what older files have behind their records: zeros, and what a crash or a full disk left of a commit. That need
+    /// not become durable: it reads the same with it.
+    fn cut_found(&mut self) -> Result<(), StorageError> {
+        for closed in self.closed.iter_mut().filter(|closed| closed.bytes > closed.end) {
+            let path = FileKind::Journal.path(&self.dir, closed.number);
+            let file = self.disk.open(&path, OpenMode::Write).map_err(failed("opening", &path))?;
+            file.set_len(closed.end).map_err(failed("cutting", &path))?;
+            closed.bytes = closed.end;
+        }
+        Ok(())
+    }
+
+    fn cut_current(&mut self) -> Result<(), StorageError> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        if current.filled > current.end {
+            current.file.set_len(current.end).map_err(failed("cutting", &current.path))?;
+            current.filled = current.end;
+        }
         Ok(())
     }
 
@@ -317,8 +430,10 @@ impl Journal {
         Ok(())
     }
 
-    fn sync_file(&self) -> Result<(), StorageError> {
+    fn sync_file(&mut self) -> Result<(), StorageError> {
         let Some(current) = &self.current else { return Ok(()) };
-        current.file.sync_data().map_err(failed("flushing", &current.path))
+        current.file.sync_data().map_err(failed("flushing", &current.path))?;
+        self.proven = self.written;
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! shard-00/
 //!   journal-<number>.log     what was committed, in order; 16 MiB each; number = 16 hex digits, never used again
 //!   catalog-<number>.log     what checkpoints say: streams, producers, segments; one file, the one with the highest number
+//!   RESERVE                  zeros: room for deletions on a full disk, see `storage::reserve`
 //!   *.new                    drafts: of no meaning, removed at the next opening
 //! ```
 //!
@@ -30,7 +31,7 @@
 use std::io;
 use std::path::Path;
 
-use super::StorageError;
+use super::{StorageError, reserve};
 
 mod catalog;
 mod journal;
@@ -78,17 +79,28 @@ struct Sizes {
     give_up: u64,
     /// A catalog with less dead content is left alone.
     dead_min: u64,
+    /// Set aside for deletions on a full disk.
+    reserve: u64,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { journal_file: 16 << 20, fill: 256 << 10, give_up: 1 << 20, dead_min: 1 << 20 }
+        Self {
+            journal_file: 16 << 20,
+            fill: 256 << 10,
+            give_up: 1 << 20,
+            dead_min: 1 << 20,
+            reserve: reserve::RESERVE_BYTES,
+        }
     }
 }
 
 /// Whether a file has a name as journal and catalog files have.
 pub(crate) fn is_own_name(name: &str) -> bool {
-    [sealed::FileKind::Journal, sealed::FileKind::Catalog].iter().any(|kind| kind.number_of(name).is_some())
+    name == reserve::RESERVE_FILE
+        || [sealed::FileKind::Journal, sealed::FileKind::Catalog]
+            .iter()
+            .any(|kind| kind.number_of(name).is_some())
 }
 
 /// Words an error of the operating system, telling a full disk from other troubles.

@@ -99,6 +99,7 @@ impl Catalogs for FileLog {
                 groups: opened.groups,
                 next_stream_id: opened.next_stream_id,
                 next_group: opened.next_group,
+                journal_files: opened.journal_files,
             },
             segments: opened.segments,
             next_segment_id: opened.next_segment_id,
@@ -161,6 +162,6 @@ impl CommitLog for FileCommits {
             Some(probe) => probe.free_bytes().ok()?,
             None => self.directory.disk().free_bytes()?,
         };
-        Some(DiskRoom { free, withheld: 0, reusable: self.log.room_ahead() })
+        Some(DiskRoom { free, withheld: self.log.withheld(), reusable: self.log.room_ahead() })
     }
 }

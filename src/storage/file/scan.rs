@@ -4,6 +4,7 @@
 //! content   version (1 byte, = 1)
 //!           previous (varint): number of the last group before this record, 0 if there was none
 //!           durable through (varint): all groups up to this one were durable when the record was written
+//!           catalog file, catalog records (varints): so much of the catalog was durable by then
 //!           number of groups (varint), and for each
 //!               how much its number is above that of the group before it (varint, at least 1)
 //!               frames (string)
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::sealed::{self, FileKind, Found, HEADER_BYTES};
+use super::sealed::{self, CatalogEnd, FileKind, Found, HEADER_BYTES};
 use super::{corrupt, failed};
 use crate::storage::codec::{Put, Take};
 use crate::storage::disk::Disk;
@@ -28,6 +29,7 @@ const FILE_BYTES_MAX: u64 = 5 << 30;
 pub(super) struct Links {
     pub(super) previous: u64,
     pub(super) durable_through: u64,
+    pub(super) catalog: CatalogEnd,
 }
 
 /// Appends the content of a record.
@@ -35,6 +37,8 @@ pub(super) fn encode(out: &mut Vec<u8>, links: Links, groups: &[Group]) {
     out.put_byte(VERSION);
     out.put_varint(links.previous);
     out.put_varint(links.durable_through);
+    out.put_varint(links.catalog.file);
+    out.put_varint(links.catalog.records);
     out.put_varint(groups.len() as u64);
     let mut previous = links.previous;
     for group in groups {
@@ -46,7 +50,11 @@ pub(super) fn encode(out: &mut Vec<u8>, links: Links, groups: &[Group]) {
 
 fn decode_links(record: &mut Take) -> Result<Links, StorageError> {
     match record.byte()? {
-        VERSION => Ok(Links { previous: record.varint()?, durable_through: record.varint()? }),
+        VERSION => Ok(Links {
+            previous: record.varint()?,
+            durable_through: record.varint()?,
+            catalog: CatalogEnd { file: record.varint()?, records: record.varint()? },
+        }),
         version => {
             Err(StorageError::Layout(format!("a journal record has version {version}; known is {VERSION}")))
         }
@@ -81,6 +89,8 @@ pub(super) struct Known {
     pub(super) trim_before: u64,
     /// Groups up to this one were durable.
     pub(super) durable_through: u64,
+    /// How much there is of it.
+    pub(super) end: CatalogEnd,
 }
 
 /// A file that is not written to any more.
@@ -89,6 +99,9 @@ pub(super) struct ClosedFile {
     pub(super) number: u64,
     /// Number of its last group; `None` if it has none.
     pub(super) last_group: Option<u64>,
+    /// Where its records end. Bytes.
+    pub(super) end: u64,
+    /// Its length.
     pub(super) bytes: u64,
 }
 
@@ -99,6 +112,8 @@ pub(super) struct Scan {
     pub(super) groups: Vec<(u64, Bytes)>,
     /// Number of the last group ever committed, as far as anybody knows.
     pub(super) last_group: u64,
+    /// So much of the catalog was durable, as far as the journal knows.
+    pub(super) catalog: CatalogEnd,
     pub(super) files: Vec<ClosedFile>,
     /// Bytes after the last record of each file that are not zero: what is left of unfinished commits.
     pub(super) dropped_bytes: u64,
@@ -110,6 +125,7 @@ pub(super) fn scan(disk: &dyn Disk, dir: &Path, shard: u32, known: Known) -> Res
         known,
         proof: Proof { through: known.durable_through, by: "the catalog".to_owned() },
         chain: 0,
+        dir: dir.to_owned(),
         end: (dir.to_owned(), 0),
         scan: Scan::default(),
     };
@@ -132,6 +148,7 @@ struct Scanner {
     proof: Proof,
     /// Number of the last group read.
     chain: u64,
+    dir: PathBuf,
     /// Where reading stopped last, for error messages.
     end: (PathBuf, u64),
     scan: Scan,
@@ -141,7 +158,9 @@ impl Scanner {
     fn read_file(&mut self, found: &Found) -> Result<(), StorageError> {
         let Found { path, header, .. } = found;
         let bytes = read_whole(found)?;
-        self.prove(header.durable_through, || format!("the header of {}", path.display()));
+        let by = || format!("the header of {}", path.display());
+        self.prove(header.durable_through, by);
+        self.prove_catalog(header.catalog, by)?;
         let mut at = HEADER_BYTES;
         let mut last_group = None;
         while let Some(content) = sealed::unseal(&bytes, at, header.mark) {
@@ -153,7 +172,12 @@ impl Scanner {
             at = next;
         }
         self.look_beyond(path, &bytes, at, header.mark)?;
-        self.scan.files.push(ClosedFile { number: header.number, last_group, bytes: found.len });
+        self.scan.files.push(ClosedFile {
+            number: header.number,
+            last_group,
+            end: at as u64,
+            bytes: found.len,
+        });
         Ok(())
     }
 
@@ -175,7 +199,9 @@ impl Scanner {
         if links.previous > self.chain && links.previous >= self.known.trim_before {
             return Err(self.lost(links.previous, &format!("{} at byte {at}", path.display())));
         }
-        self.prove(links.durable_through, || format!("{} at byte {at}", path.display()));
+        let by = || format!("{} at byte {at}", path.display());
+        self.prove(links.durable_through, by);
+        self.prove_catalog(links.catalog, by)?;
         let trim_before = self.known.trim_before;
         let groups = &mut self.scan.groups;
         let last = decode_groups(&mut record, links.previous, &mut |number, frames| {
@@ -201,7 +227,9 @@ impl Scanner {
             if let Some(content) = sealed::unseal(bytes, at, mark) {
                 from = content.end;
                 let links = decode_links(&mut Take::new(bytes.slice(content), "journal record"))?;
-                self.prove(links.durable_through, || format!("{} at byte {at}", path.display()));
+                let by = || format!("{} at byte {at}", path.display());
+                self.prove(links.durable_through, by);
+                self.prove_catalog(links.catalog, by)?;
             }
         }
         Ok(())
@@ -211,6 +239,30 @@ impl Scanner {
         if through > self.proof.through {
             self.proof = Proof { through, by: by() };
         }
+    }
+
+    /// Refuses a catalog that has less than what was durable: it would lack streams, and disown their segments.
+    fn prove_catalog(
+        &mut self,
+        durable: CatalogEnd,
+        by: impl FnOnce() -> String,
+    ) -> Result<(), StorageError> {
+        if durable > self.known.end {
+            let found = match self.known.end {
+                CatalogEnd { file: 0, .. } => "there is no catalog".to_owned(),
+                CatalogEnd { file, records } => {
+                    format!("{} has {records} records", FileKind::Catalog.path(&self.dir, file).display())
+                }
+            };
+            return Err(StorageError::Corrupt(format!(
+                "what was durable cannot be read any more: {found}, but {} had {} records, as {} says",
+                FileKind::Catalog.path(&self.dir, durable.file).display(),
+                durable.records,
+                by()
+            )));
+        }
+        self.scan.catalog = self.scan.catalog.max(durable);
+        Ok(())
     }
 
     fn lost(&self, through: u64, by: &str) -> StorageError {
@@ -278,8 +330,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(groups in groups(), durable_through in any::<u64>()) {
-            let links = Links { previous: 100, durable_through };
+        fn what_is_encoded_is_decoded(
+            groups in groups(),
+            durable_through in any::<u64>(),
+            file in any::<u64>(),
+            records in any::<u64>(),
+        ) {
+            let links = Links { previous: 100, durable_through, catalog: CatalogEnd { file, records } };
             let mut out = Vec::new();
             encode(&mut out, links, &groups);
             let given = groups.into_iter().map(|group| (group.seq, group.frames)).collect();
@@ -294,7 +351,8 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let mut out = Vec::new();
-            encode(&mut out, Links { previous: 100, durable_through: 90 }, &groups);
+            let links = Links { previous: 100, durable_through: 90, catalog: CatalogEnd::default() };
+            encode(&mut out, links, &groups);
             prop_assert!(read(Bytes::copy_from_slice(&out[..cut.index(out.len())])).is_err());
             let at = at.index(out.len());
             out[at] = value;

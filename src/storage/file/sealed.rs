@@ -1,8 +1,8 @@
 //! What journal and catalog files have in common: names, a header, and records under a checksum.
 //!
 //! ```text
-//! header (48 bytes)   magic (8 bytes)   version u32   shard u32   number u64   mark u64   durable through u64
-//!                     zero u32   CRC32C u32 of the 44 bytes before
+//! header (64 bytes)   magic (8 bytes)   version u32   shard u32   number u64   mark u64   durable through u64
+//!                     catalog file u64   catalog records u64   zero u32   CRC32C u32 of the 60 bytes before
 //! record              mark u64   CRC32C u32 of all that follows   length u32   content   zeros up to a multiple of 8
 //! ```
 //!
@@ -22,7 +22,7 @@ use crate::storage::StorageError;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 
 /// Bytes of a file's header.
-pub(super) const HEADER_BYTES: usize = 48;
+pub(super) const HEADER_BYTES: usize = 64;
 /// Bytes of a record before its content.
 pub(super) const RECORD_HEADER_BYTES: usize = 16;
 /// Records begin at multiples of this.
@@ -93,6 +93,15 @@ pub(super) fn list(disk: &dyn Disk, dir: &Path, kind: FileKind) -> Result<Vec<u6
     Ok(numbers)
 }
 
+/// How far the catalog is durable. A greater one was later, and holds all that a lesser one does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CatalogEnd {
+    /// Number of the file; 0 = there was none.
+    pub(super) file: u64,
+    /// Records of that file.
+    pub(super) records: u64,
+}
+
 /// The first bytes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -103,14 +112,22 @@ pub(super) struct Header {
     pub(super) mark: u64,
     /// Journal: all groups up to this one were durable when the file was made. Catalog: 0.
     pub(super) durable_through: u64,
+    /// Journal: so much of the catalog was durable when the file was made. Catalog: 0.
+    pub(super) catalog: CatalogEnd,
 }
 
 impl Header {
     /// A header with a mark of its own.
-    pub(super) fn new(kind: FileKind, shard: u32, number: u64, durable_through: u64) -> Self {
+    pub(super) fn new(
+        kind: FileKind,
+        shard: u32,
+        number: u64,
+        durable_through: u64,
+        catalog: CatalogEnd,
+    ) -> Self {
         // The standard library's hash maps have to be safe from chosen keys too, hence its keys are good enough here.
         let mark = RandomState::new().hash_one(number).max(1);
-        Self { kind, shard, number, mark, durable_through }
+        Self { kind, shard, number, mark, durable_through, catalog }
     }
 
     /// The header as it is written.
@@ -122,8 +139,10 @@ impl Header {
         out[16..24].copy_from_slice(&self.number.to_le_bytes());
         out[24..32].copy_from_slice(&self.mark.to_le_bytes());
         out[32..40].copy_from_slice(&self.durable_through.to_le_bytes());
-        let sum = crc32c::crc32c(&out[..44]);
-        out[44..].copy_from_slice(&sum.to_le_bytes());
+        out[40..48].copy_from_slice(&self.catalog.file.to_le_bytes());
+        out[48..56].copy_from_slice(&self.catalog.records.to_le_bytes());
+        let sum = crc32c::crc32c(&out[..60]);
+        out[60..].copy_from_slice(&sum.to_le_bytes());
         out
     }
 
@@ -139,11 +158,12 @@ impl Header {
             )));
         }
         let mark = u64_at(bytes, 24);
-        if u32_at(bytes, 44) != crc32c::crc32c(&bytes[..44]) || mark == 0 {
+        if u32_at(bytes, 60) != crc32c::crc32c(&bytes[..60]) || mark == 0 {
             return Err(corrupt(path, 0, "the file's header does not check out"));
         }
         let (shard, number, durable_through) = (u32_at(bytes, 12), u64_at(bytes, 16), u64_at(bytes, 32));
-        Ok(Self { kind, shard, number, mark, durable_through })
+        let catalog = CatalogEnd { file: u64_at(bytes, 40), records: u64_at(bytes, 48) };
+        Ok(Self { kind, shard, number, mark, durable_through, catalog })
     }
 }
 
@@ -317,7 +337,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_header_is_noticed() {
-        let header = Header::new(FileKind::Journal, 3, 7, 99);
+        let header = Header::new(FileKind::Journal, 3, 7, 99, CatalogEnd { file: 2, records: 5 });
         let mut bytes = header.encode();
         let path = Path::new("journal");
         assert_eq!(Header::decode(FileKind::Journal, path, &bytes).unwrap(), header);
@@ -331,7 +351,7 @@ mod tests {
 
     #[test]
     fn an_unknown_format_version_is_refused_and_named() {
-        let mut bytes = Header::new(FileKind::Catalog, 0, 1, 0).encode();
+        let mut bytes = Header::new(FileKind::Catalog, 0, 1, 0, CatalogEnd::default()).encode();
         bytes[8] = 9;
         let error = Header::decode(FileKind::Catalog, Path::new("catalog"), &bytes).unwrap_err();
         assert!(matches!(&error, StorageError::Layout(text) if text.contains("version 9")), "{error}");

@@ -13,7 +13,8 @@ mod model;
 
 /// Small enough for a short run to begin many files and rewrite the catalog.
 fn small(sync: SyncPolicy) -> Options {
-    let sizes = Sizes { journal_file: 8 << 10, fill: 2 << 10, give_up: 3 << 10, dead_min: 2 << 10 };
+    let sizes =
+        Sizes { journal_file: 8 << 10, fill: 2 << 10, give_up: 3 << 10, dead_min: 2 << 10, reserve: 5 << 10 };
     Options { sync, rewrite_on: RewriteOn::Checkpoint, sizes }
 }
 

@@ -55,7 +55,7 @@ impl SegmentStore {
         let LiveRuns { runs, kept_from } = live_runs(&index, &found, &keep)?;
         index.fill(runs, kept_from);
         let listed: AHashSet<u64> = live.iter().map(|meta| meta.id).collect();
-        let last_seen = remove_unlisted(&*disk, &dir, &listed)?;
+        let last_seen = remove_unlisted(&*disk, &dir, &listed, next_segment_id)?;
         let last_listed = live.iter().map(|meta| meta.id).max();
         let last = last_seen.max(last_listed);
         let next_id = last.map_or(0, |last| last.saturating_add(1)).max(next_segment_id);
@@ -200,8 +200,14 @@ impl LiveRuns {
 }
 
 /// Removes the segment files that the catalog does not list: what was not committed, and what was not needed any more.
+/// Of the latter, whose ids are below `next_segment_id`, only a crash leaves any: they are told of by name.
 /// Returns the highest id of all files, so that none of them is met again.
-fn remove_unlisted(disk: &dyn Disk, dir: &Path, listed: &AHashSet<u64>) -> Result<Option<u64>, StorageError> {
+fn remove_unlisted(
+    disk: &dyn Disk,
+    dir: &Path,
+    listed: &AHashSet<u64>,
+    next_segment_id: u64,
+) -> Result<Option<u64>, StorageError> {
     let entries = disk.list(dir).map_err(|error| io_failed("listing", dir, error))?;
     let ids = entries.iter().filter(|entry| !entry.is_dir).filter_map(|entry| id_of_file_name(&entry.name));
     let mut last = None;
@@ -212,6 +218,12 @@ fn remove_unlisted(disk: &dyn Disk, dir: &Path, listed: &AHashSet<u64>) -> Resul
             continue;
         }
         let path = file_path(dir, id);
+        if id < next_segment_id {
+            tracing::warn!(
+                path = %path.display(),
+                "removing a segment file that the catalog does not list any more: a crash kept it from being removed before"
+            );
+        }
         disk.remove(&path).map_err(|error| io_failed("removing", &path, error))?;
         removed += 1;
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Finding, Report};
 use crate::storage::disk::{Disk, DiskEntry};
 use crate::storage::generation::ShardName;
-use crate::storage::layout::{LOCK_FILE, Layout, MANIFEST_FILE, shard_dir};
+use crate::storage::layout::{ADMIN_SOCKET_FILE, LOCK_FILE, Layout, MANIFEST_FILE, shard_dir};
 use crate::storage::segment::id_of_file_name;
 use crate::storage::{acid, file};
 
@@ -25,7 +25,7 @@ pub(super) fn check(disk: &dyn Disk, opened: &dyn Disk, layout: &Layout, report:
                 report.add(Finding::note("there is no such shard").in_file(name));
             }
             Some(_) => {}
-            None if entry.name == LOCK_FILE || entry.name == MANIFEST_FILE => {}
+            None if [LOCK_FILE, MANIFEST_FILE, ADMIN_SOCKET_FILE].contains(&entry.name.as_str()) => {}
             None => report.add(Finding::note("not a file of a data directory").in_file(name)),
         }
     }
@@ -57,4 +57,5 @@ fn is_of_a_shard(name: &str) -> bool {
     [acid::KIND, file::KIND].iter().any(|kind| kind.shard_file == name)
         || id_of_file_name(name).is_some()
         || file::is_own_name(name)
+        || acid::is_own_name(name)
 }

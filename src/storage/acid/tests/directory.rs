@@ -230,3 +230,33 @@ fn a_page_that_was_damaged_after_a_clean_stop_is_refused() {
     let recovered = open(dir.path(), None).unwrap().open(0).unwrap().recovered;
     assert_eq!(recovered.groups, [(1, "shard 0".into())]);
 }
+
+#[test]
+fn a_database_that_was_made_and_is_empty_is_refused_and_nothing_is_removed() {
+    let dir = used(2);
+    let path = dir.path().join("shard-01/shard.redb");
+    let segment = dir.path().join("shard-01/segment-0000000000000000.seg");
+    fs::write(&path, b"").unwrap();
+    fs::write(&segment, b"content").unwrap();
+    let acid = open(dir.path(), None).unwrap();
+    assert!(acid.open(0).is_ok());
+    for _ in 0..2 {
+        let error = acid.open(1).map(drop).unwrap_err();
+        assert!(matches!(&error, StorageError::Corrupt(why) if why.contains("shard.redb")), "{error}");
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    assert!(segment.exists());
+}
+
+#[test]
+fn a_first_start_that_was_cut_off_before_or_after_it_made_a_database_is_made_up_for() {
+    let dir = used(1);
+    let (path, mark) = (dir.path().join("shard-00/shard.redb"), dir.path().join("shard-00/shard.made"));
+    fs::remove_file(&mark).unwrap();
+    assert_eq!(open(dir.path(), None).unwrap().open(0).unwrap().recovered.groups.len(), 1);
+    assert!(mark.exists());
+    fs::remove_file(&mark).unwrap();
+    fs::write(&path, b"").unwrap();
+    assert_eq!(open(dir.path(), None).unwrap().open(0).unwrap().recovered.groups.len(), 0);
+    assert!(mark.exists());
+}

@@ -9,7 +9,7 @@ use super::encoding::{self, Counters, StreamEntry};
 use super::reading::RecordReader;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::storage::file::failed;
-use crate::storage::file::sealed::{self, FileKind, Found, HEADER_BYTES, Header};
+use crate::storage::file::sealed::{self, CatalogEnd, FileKind, Found, HEADER_BYTES, Header};
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, StorageError};
 
@@ -44,7 +44,7 @@ impl fmt::Debug for CatalogFile {
 impl CatalogFile {
     /// A draft with nothing but a header, which is not written yet.
     pub(super) fn draft(disk: &dyn Disk, dir: &Path, shard: u32, number: u64) -> Result<Self, StorageError> {
-        let header = Header::new(FileKind::Catalog, shard, number, 0);
+        let header = Header::new(FileKind::Catalog, shard, number, 0, CatalogEnd::default());
         let path = FileKind::Catalog.draft_path(dir, number);
         let file = disk.open(&path, OpenMode::Create).map_err(failed("creating", &path))?;
         Ok(Self {
@@ -88,6 +88,11 @@ impl CatalogFile {
     /// Bytes written.
     pub(super) fn end(&self) -> u64 {
         self.end
+    }
+
+    /// The end as records tell it. What was pushed counts, too.
+    pub(super) fn catalog_end(&self) -> CatalogEnd {
+        CatalogEnd { file: self.header.number, records: self.sequence }
     }
 
     /// Bytes pushed and not written.

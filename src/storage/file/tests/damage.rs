@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::disk::{Dice, TestDisk};
 use super::model::{Model, open};
-use super::small;
+use super::{small, stream};
+use crate::storage::disk::OpenMode;
 use crate::storage::file::SyncPolicy;
-use crate::storage::{Group, StorageError};
+use crate::storage::{Checkpoint, Group, StorageError};
 
 const DURABLE: SyncPolicy = SyncPolicy::EachCommit;
 
@@ -101,7 +102,7 @@ fn a_journal_cut_off_within_its_last_record_loses_that_one_only() {
     let path = disk.files("journal").pop().unwrap();
     let content = disk.content(&path);
     let end = end_of(&content).next_multiple_of(8);
-    let start = end - (16 + 5 + committed[11].1.len()).next_multiple_of(8);
+    let start = end - (16 + 9 + committed[11].1.len()).next_multiple_of(8);
     for len in start..end {
         for keeps_length in [false, true] {
             let cut = disk.copy();
@@ -208,4 +209,97 @@ fn a_catalog_cut_off_within_its_last_record_is_what_it_was_before_or_reported() 
         }
     }
     assert!(dropped == 0 || refused == 0);
+}
+
+/// A catalog whose journal was trimmed as far as it goes. Closed, or cut off after the last checkpoint.
+fn trimmed(is_closed: bool) -> TestDisk {
+    let disk = TestDisk::new(5);
+    let (mut log, _) = open(&disk, small(DURABLE)).unwrap();
+    for seq in 1..=5 {
+        let checkpoint = Checkpoint {
+            streams: vec![stream(seq, vec![b'r'; 40], Vec::new())],
+            trim_before: seq + 1,
+            ..Checkpoint::default()
+        };
+        let groups = [Group { seq, frames: vec![1; 4000], checkpoint: Some(checkpoint), ..Group::default() }];
+        log.commit(&groups).unwrap();
+        log.checkpoint(&groups).unwrap();
+    }
+    if is_closed {
+        drop(log);
+    } else {
+        std::mem::forget(log);
+    }
+    let (log, opened) = open(&disk.copy(), small(DURABLE)).unwrap();
+    assert_eq!((opened.streams.len(), opened.groups.len()), (5, 0));
+    std::mem::forget(log);
+    disk
+}
+
+#[test]
+fn damage_to_the_last_record_of_the_catalog_is_noticed_when_the_journal_was_trimmed() {
+    for is_closed in [true, false] {
+        let disk = trimmed(is_closed);
+        let path = disk.files("catalog").pop().unwrap();
+        let content = disk.content(&path);
+        for at in 0..content.len() {
+            let error = open(&flipped(&disk, &path, at, at % 8), small(DURABLE)).map(drop).unwrap_err();
+            assert!(is_refused(&error, &path), "byte {at}: {error}");
+            let cut = disk.copy();
+            cut.overwrite(&path, content[..at].to_vec());
+            let error = open(&cut, small(DURABLE)).map(drop).unwrap_err();
+            assert!(is_refused(&error, &path), "cut at {at}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_catalog_or_journal_that_is_missing_is_noticed() {
+    for is_closed in [true, false] {
+        let disk = trimmed(is_closed);
+        for prefix in ["catalog", "journal"] {
+            let damaged = disk.copy();
+            for path in disk.files(prefix) {
+                crate::storage::disk::Disk::remove(&damaged, &path).unwrap();
+            }
+            let error = open(&damaged, small(DURABLE)).map(drop).unwrap_err();
+            assert!(matches!(&error, StorageError::Corrupt(why) if why.contains(prefix)), "{error}");
+        }
+    }
+}
+
+#[test]
+fn segments_without_catalog_and_journal_are_refused() {
+    let disk = TestDisk::new(1);
+    let segment = Path::new("shard-00/segment-0000000000000000.seg");
+    crate::storage::disk::Disk::open(&disk, segment, OpenMode::Create).unwrap();
+    let error = open(&disk, small(DURABLE)).map(drop).unwrap_err();
+    assert!(matches!(&error, StorageError::Corrupt(why) if why.contains("segments")), "{error}");
+}
+
+#[test]
+fn what_a_rewriting_of_the_catalog_copied_is_missed_when_it_is_gone() {
+    let disk = TestDisk::new(5);
+    let (mut log, _) = open(&disk, small(DURABLE)).unwrap();
+    let mut seq = 0;
+    while disk.files("catalog-0000000000000002").is_empty() {
+        seq += 1;
+        let streams = vec![stream(seq % 3, vec![b'r'; 300], Vec::new())];
+        let groups = [Group {
+            seq,
+            frames: vec![1; 10],
+            checkpoint: Some(Checkpoint { streams, trim_before: seq + 1, ..Checkpoint::default() }),
+            ..Group::default()
+        }];
+        log.commit(&groups).unwrap();
+        log.checkpoint(&groups).unwrap();
+    }
+    std::mem::forget(log);
+    let path = disk.files("catalog").pop().unwrap();
+    let content = disk.content(&path);
+    for len in (0..content.len()).step_by(8) {
+        let cut = disk.copy();
+        cut.overwrite(&path, content[..len].to_vec());
+        assert!(open(&cut, small(DURABLE)).is_err(), "cut at {len}");
+    }
 }

@@ -8,6 +8,7 @@ use super::disk::{TestDisk, Trouble};
 use super::model::open;
 use super::small;
 use crate::storage::disk::{Disk, RealDisk};
+use crate::storage::file::sealed::HEADER_BYTES;
 use crate::storage::file::{Options, RewriteOn, ShardLog, SyncPolicy};
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, Group, StorageError, StreamCheckpoint};
@@ -43,7 +44,8 @@ fn journal_files_that_are_needed_no_more_are_removed_the_current_one_included() 
     let last = [group(34, 10, Some(settled(35)))];
     log.commit(&last).unwrap();
     log.checkpoint(&last).unwrap();
-    assert!(disk.files("journal").is_empty(), "{:?}", disk.files("journal"));
+    let left = disk.files("journal");
+    assert!(left.len() == 1 && disk.content(&left[0]).len() == HEADER_BYTES, "{left:?}");
     assert!(log.disk_bytes() < 4096);
     drop(log);
     let (mut log, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
@@ -251,4 +253,48 @@ fn a_catalog_that_cannot_be_rewritten_goes_on_as_it_is() {
         let (_, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
         assert_eq!((opened.streams.len(), opened.groups.len()), (1, rounds as usize));
     }
+}
+
+#[test]
+fn what_was_filled_ahead_is_given_back_by_a_clean_stop_and_by_the_start_after_another() {
+    for is_killed in [false, true] {
+        let disk = TestDisk::new(1);
+        for _ in 0..30 {
+            let (mut log, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+            log.commit(&[group(opened.next_group, 1, None)]).unwrap();
+            if is_killed {
+                std::mem::forget(log);
+            }
+        }
+        let sizes: Vec<usize> = disk.files("journal").iter().map(|path| disk.content(path).len()).collect();
+        let large = sizes.iter().filter(|&&len| len > 200).count();
+        assert!(large <= usize::from(is_killed), "{sizes:?}");
+        let (_, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+        assert_eq!((opened.groups.len(), opened.journal_files.len()), (30, 30));
+    }
+}
+
+#[test]
+fn on_a_full_disk_the_reserve_is_given_up_for_the_next_file_and_made_again() {
+    let reserve = |disk: &TestDisk| disk.files("RESERVE").len();
+    let disk = TestDisk::new(1);
+    let (mut log, _) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    assert_eq!((reserve(&disk), log.withheld()), (0, small(SyncPolicy::EachCommit).sizes.reserve));
+    log.commit(&[group(1, 10, None)]).unwrap();
+    assert_eq!((reserve(&disk), log.withheld()), (1, 0));
+    drop(log);
+    // The first call that writes is the one that makes the next file.
+    let (mut log, _) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    disk.plan(0, Trouble::Full);
+    log.commit(&[group(2, 10, None)]).unwrap();
+    assert!(disk.calm());
+    assert_eq!(reserve(&disk), 1, "there is room again");
+    // Where a write into a file finds no room, nobody knows what it left.
+    disk.plan(0, Trouble::Full);
+    assert!(matches!(log.commit(&[group(3, 10, None)]), Err(StorageError::DiskFull(_))));
+    assert_eq!(reserve(&disk), 0);
+    drop(log);
+    let (mut log, opened) = open(&disk, small(SyncPolicy::EachCommit)).unwrap();
+    log.commit(&[group(opened.next_group, 10, None)]).unwrap();
+    assert_eq!(reserve(&disk), 1);
 }
