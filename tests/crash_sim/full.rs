@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use durable_streams_server::config::{Config, StorageMode};
 use durable_streams_server::engine::api::{
-    AppendError, AppendRequest, Body, CreateRequest, Full, ReadRequest, Retention, Storage,
+    AppendError, AppendRequest, Body, CreateRequest, Full, LookupError, LookupRefusal, ReadRequest,
+    Retention, Storage,
 };
 use durable_streams_server::engine::{AcidStorage, EngineOptions, FileStorage};
 use durable_streams_server::protocol::content_type::ContentType;
@@ -77,9 +78,19 @@ async fn fill(store: &dyn Storage) {
 }
 
 async fn delete(store: &dyn Storage, names: Range<u8>, mode: StorageMode) {
+    let deadline = Instant::now() + PATIENCE;
     for name in names {
-        let answer = within(store.delete(stream_name(name))).await;
-        assert!(answer.is_ok(), "{mode:?}: stream {name} cannot be deleted: {answer:?}");
+        let mut was_refused = false;
+        loop {
+            match within(store.delete(stream_name(name))).await {
+                Ok(()) => break,
+                // It was the very write that found no room; the shard is opened again, and has the deletion or not.
+                Err(LookupError::Unavailable(_)) if Instant::now() < deadline => was_refused = true,
+                Err(LookupError::Refused(LookupRefusal::NotFound)) if was_refused => break,
+                Err(error) => panic!("{mode:?}: stream {name} cannot be deleted: {error:?}"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 

@@ -400,13 +400,13 @@ impl Journal {
         }
     }
 
-    /// Cuts off what older files have behind their records: zeros, and what a crash or a full disk left of a commit. That need
-    /// not become durable: it reads the same with it.
+    /// Cuts off what older files have behind their records: zeros, and what a crash or a full disk left of a commit. It reads
+    /// the same with it; synced all the same, so that nothing is left that nobody would ever sync.
     fn cut_found(&mut self) -> Result<(), StorageError> {
         for closed in self.closed.iter_mut().filter(|closed| closed.bytes > closed.end) {
             let path = FileKind::Journal.path(&self.dir, closed.number);
             let file = self.disk.open(&path, OpenMode::Write).map_err(failed("opening", &path))?;
-            file.set_len(closed.end).map_err(failed("cutting", &path))?;
+            file.set_len(closed.end).and_then(|()| file.sync_data()).map_err(failed("cutting", &path))?;
             closed.bytes = closed.end;
         }
         Ok(())
