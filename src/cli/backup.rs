@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 
+use super::progress::Bar;
 use super::{FAILED, fail, print};
 use crate::config::Config;
 use crate::engine::backup_offline;
@@ -19,12 +20,12 @@ pub(super) fn run(data_dir: PathBuf, target: &Path, config: &Config) -> ExitCode
         Ok(target) => target,
         Err(error) => return fail(FAILED, &format_args!("{}: {error}", target.display())),
     };
-    let bar = Bar::new();
-    let outcome = of_running(&config, &target, &bar).and_then(|made| match made {
+    let mut bar = Bar::default();
+    let outcome = of_running(&config, &target, &mut bar).and_then(|made| match made {
         Some(summary) => Ok(summary),
-        None => of_stopped(&config, &target, &bar),
+        None => of_stopped(&config, &target, &mut bar),
     });
-    bar.0.finish_and_clear();
+    drop(bar);
     match outcome {
         Ok(summary) => print(&told(&target, &summary)),
         Err(error) => fail(FAILED, &error),
@@ -32,12 +33,14 @@ pub(super) fn run(data_dir: PathBuf, target: &Path, config: &Config) -> ExitCode
 }
 
 /// `None` if no server runs.
-fn of_running(config: &Config, target: &Path, bar: &Bar) -> Result<Option<BackupSummary>, String> {
+fn of_running(config: &Config, target: &Path, bar: &mut Bar) -> Result<Option<BackupSummary>, String> {
     #[cfg(unix)]
     {
         let data_dir = &config.storage.data_dir;
-        crate::server::request_backup(data_dir, target, &mut |progress| bar.show(progress))
-            .map_err(|error| error.to_string())
+        crate::server::request_backup(data_dir, target, &mut |progress| {
+            bar.show("copying", progress.done_bytes, progress.total_bytes);
+        })
+        .map_err(|error| error.to_string())
     }
     #[cfg(not(unix))]
     {
@@ -46,9 +49,9 @@ fn of_running(config: &Config, target: &Path, bar: &Bar) -> Result<Option<Backup
     }
 }
 
-fn of_stopped(config: &Config, target: &Path, bar: &Bar) -> Result<BackupSummary, String> {
-    let mut show = |progress| {
-        bar.show(progress);
+fn of_stopped(config: &Config, target: &Path, bar: &mut Bar) -> Result<BackupSummary, String> {
+    let mut show = |progress: BackupProgress| {
+        bar.show("copying", progress.done_bytes, progress.total_bytes);
         ControlFlow::Continue(())
     };
     backup_offline(config, target, &mut show).map_err(|error| error.to_string())
@@ -67,19 +70,4 @@ fn told(target: &Path, summary: &BackupSummary) -> String {
     }
     text.push_str(")\n");
     text
-}
-
-/// On a terminal; elsewhere it draws nothing.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-        Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
-    }
-
-    fn show(&self, progress: BackupProgress) {
-        self.0.set_length(progress.total_bytes.max(progress.done_bytes));
-        self.0.set_position(progress.done_bytes);
-    }
 }

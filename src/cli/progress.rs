@@ -10,6 +10,19 @@ pub(super) struct Bar {
     bar: Option<ProgressBar>,
 }
 
+impl Bar {
+    /// So many bytes are done, of a total that may turn out to be larger.
+    pub(super) fn show(&mut self, what: &str, done: u64, total: u64) {
+        if self.bar.is_none() {
+            self.begin(what, total.max(1));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(total.max(done));
+            bar.set_position(done);
+        }
+    }
+}
+
 impl Progress for Bar {
     fn begin(&mut self, what: &str, bytes: u64) {
         self.end();

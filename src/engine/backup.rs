@@ -9,13 +9,11 @@ use crate::config::{AcidBackend, Config, StorageMode};
 use crate::engine::embed::EngineOptions;
 use crate::engine::handle::Engine;
 use crate::engine::request::Mail;
-use crate::storage::acid::{AcidLog, AcidOptions};
 use crate::storage::backup::{
     self, BackupError, BackupSummary, Missed, OnProgress, ShardSnapshot, Target, tickets,
 };
-use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
-use crate::storage::layout::{self, ShardCount};
-use crate::storage::{CommitLog, OpenLog, OpenedShard, StorageError};
+use crate::storage::offline::OfflineDirectory;
+use crate::storage::{Catalogs, CommitLog, OpenedShard, StorageError, open_shard};
 
 /// Times that the shards are asked to come together. A busy disk is no reason to stop commits for longer at one time.
 const ATTEMPTS: usize = 5;
@@ -140,37 +138,14 @@ pub fn backup_offline(
     progress: OnProgress<'_>,
 ) -> Result<BackupSummary, BackupError> {
     let data_dir = &config.storage.data_dir;
-    let storage = layout::storage_name(data_dir)?.ok_or_else(|| {
-        StorageError::Layout(format!(
-            "{} is not a data directory: there is no manifest in it",
-            data_dir.display()
-        ))
-    })?;
-    let opener: (Box<dyn OpenLog>, usize) = match storage.as_str() {
-        "acid" => {
-            let cache_bytes = config.storage.cache_bytes;
-            let log = AcidLog::new(AcidOptions { cache_bytes, ..AcidOptions::new(data_dir) })?;
-            let shards = log.shard_count();
-            (Box::new(log), shards)
-        }
-        _ => {
-            let log = FileLog::new(FileOptions {
-                data_dir: data_dir.clone(),
-                disk: None,
-                shards: ShardCount { explicit: None, default: 1 },
-                sync: SyncPolicy::EachCommit,
-                flush_interval: config.storage.flush_interval,
-                free_space: None,
-                rewrite_on: RewriteOn::Checkpoint,
-            })?;
-            let shards = log.shard_count();
-            (Box::new(log), shards)
-        }
-    };
+    // What is no data directory is refused before a lock file is made in it.
+    OfflineDirectory::take(data_dir)?.layout()?;
+    let taken = OfflineDirectory::take_to_change(data_dir, false)?;
+    let (layout, catalogs) = taken.open()?;
     let target = Target::new(target, Some(data_dir), progress)?;
     // All of them before anything is copied: what cannot be opened is no backup. Open until the end, as closing a log ends
     // its snapshot.
-    match open_all(&*opener.0, opener.1) {
+    match open_all(&*catalogs, layout.shard_count) {
         Ok((_logs, shards)) => backup::write(shards, target),
         Err(error) => {
             target.abandon();
@@ -181,10 +156,10 @@ pub fn backup_offline(
 
 type OpenedLogs = (Vec<Box<dyn CommitLog>>, Vec<ShardSnapshot>);
 
-fn open_all(opener: &dyn OpenLog, shards: usize) -> Result<OpenedLogs, StorageError> {
+fn open_all(catalogs: &dyn Catalogs, shards: usize) -> Result<OpenedLogs, StorageError> {
     let (mut logs, mut snapshots) = (Vec::new(), Vec::new());
     for shard in 0..shards {
-        let OpenedShard { mut log, segments, .. } = opener.open(shard)?;
+        let OpenedShard { mut log, segments, .. } = open_shard(catalogs, shard)?;
         snapshots.push(ShardSnapshot { log: log.snapshot()?, segments: segments.hold() });
         logs.push(log);
     }

@@ -27,7 +27,7 @@ use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCoun
 use crate::storage::committer::Committer;
 use crate::storage::disk::{Disk, MemoryDisk};
 use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
-use crate::storage::layout::ShardCount;
+use crate::storage::layout::{ShardCount, default_shard_count};
 use crate::storage::settler::RewritePace;
 use crate::storage::{DiskUse, FreeSpaceProbe, OpenLog, OpenedShard, RoomRule, RoomWatch, StorageError};
 use crate::stream::append::StreamLimits;
@@ -189,11 +189,6 @@ fn room_rule(config: &Config, shards: usize) -> RoomRule {
     RoomRule::new(config.storage.min_free_disk_bytes, shards, config.limits.max_staged_bytes)
 }
 
-/// Number of cores available to this process.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256)
-}
-
 /// Streams in RAM only: gone when the process ends.
 #[derive(Clone, Debug)]
 pub struct InMemoryStorage(Engine);
@@ -215,7 +210,7 @@ impl InMemoryStorage {
     pub fn with_options(config: &Config, options: &EngineOptions) -> Result<Self, StorageError> {
         let mut config = config.clone();
         config.storage.mode = StorageMode::Memory;
-        let shards = config.storage.acid_shard_count.unwrap_or_else(cores);
+        let shards = config.storage.acid_shard_count.unwrap_or_else(default_shard_count);
         Engine::start_cores(&config, shards, options, |_, _| Ok(())).map(Self)
     }
 
@@ -251,7 +246,7 @@ impl AcidStorage {
         config.storage.mode = StorageMode::Acid;
         let mut acid = AcidOptions::new(&config.storage.data_dir);
         acid.shards = config.storage.acid_shard_count;
-        acid.default_shards = cores();
+        acid.default_shards = default_shard_count();
         acid.cache_bytes = config.storage.cache_bytes;
         acid.two_phase_commit = config.storage.acid_two_phase_commit;
         acid.backend = match (&options.backend, &options.disk, config.storage.acid_backend) {
@@ -310,7 +305,7 @@ impl FileStorage {
         let log = FileLog::new(FileOptions {
             data_dir: config.storage.data_dir.clone(),
             disk: options.disk.clone(),
-            shards: ShardCount { explicit: config.storage.acid_shard_count, default: cores() },
+            shards: ShardCount { explicit: config.storage.acid_shard_count, default: default_shard_count() },
             sync: if is_fast { SyncPolicy::OnFlush } else { SyncPolicy::EachCommit },
             flush_interval: config.storage.flush_interval,
             free_space: options.free_space.clone(),

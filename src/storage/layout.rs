@@ -384,6 +384,11 @@ impl DataDirectory {
     }
 }
 
+/// Shards of a new directory unless somebody asks for another number: as many as there are cores for this process.
+pub(crate) fn default_shard_count() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(SHARDS_MAX)
+}
+
 impl ShardCount {
     fn check(self) -> Result<(), StorageError> {
         for count in self.explicit.iter().chain([&self.default]) {
@@ -424,16 +429,6 @@ pub(crate) fn remove_manifest(disk: &dyn Disk) {
 /// Whether a directory has a manifest, and with it everything else.
 pub(crate) fn is_complete(root: &Path) -> bool {
     root.join(MANIFEST_FILE).exists()
-}
-
-/// The name of the storage that the manifest of a data directory says it holds. `None` = there is no manifest.
-///
-/// # Errors
-/// [`StorageError::Layout`] if the manifest is malformed or of another version; whatever the file system says.
-pub(crate) fn storage_name(root: &Path) -> Result<Option<String>, StorageError> {
-    let disk = Arc::new(RealDisk::new(root));
-    let directory = DataDirectory { disk, root: root.to_owned(), shard_count: 0, generation: 0, _lock: None };
-    Ok(directory.read_manifest()?.map(|manifest| manifest.storage))
 }
 
 /// Directory of a shard in a generation, below the data directory.

@@ -206,11 +206,6 @@ pub(crate) trait Catalogs {
     fn directory(&self) -> &Arc<DataDirectory>;
     /// Opens journal and catalog of one shard. Idempotent: a crash during it loses nothing.
     fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError>;
-    /// Reads what [`Self::open_catalog`] has no need to look at, and checks it.
-    fn check_pages(&self, shard: usize) -> Result<(), StorageError> {
-        let _ = shard;
-        Ok(())
-    }
 }
 
 /// Opens a shard as a whole.

@@ -78,7 +78,15 @@ impl OfflineDirectory {
 
     /// Opens what is in use for a look at it: whatever an opening changes, it changes in RAM only.
     pub(crate) fn look(&self) -> Result<(Layout, Box<dyn Catalogs>), StorageError> {
-        let disk: Arc<dyn Disk> = Arc::new(OverlayDisk::new(Arc::clone(&self.disk)));
+        self.open_on(Arc::new(OverlayDisk::new(Arc::clone(&self.disk))))
+    }
+
+    /// Opens what is in use, of a directory that was taken to change it.
+    pub(crate) fn open(&self) -> Result<(Layout, Box<dyn Catalogs>), StorageError> {
+        self.open_on(Arc::clone(&self.disk))
+    }
+
+    fn open_on(&self, disk: Arc<dyn Disk>) -> Result<(Layout, Box<dyn Catalogs>), StorageError> {
         match DataDirectory::view(disk, &self.root)? {
             Some((directory, layout)) => {
                 let catalogs = catalogs(directory, kind(&layout.storage)?);

@@ -30,9 +30,9 @@ use std::sync::Arc;
 
 use crate::config::{Config, StorageMode};
 use crate::storage::disk::Disk;
-use crate::storage::layout::{Kind, MANIFEST_FILE, ShardCount};
+use crate::storage::layout::{Kind, MANIFEST_FILE, ShardCount, default_shard_count};
 use crate::storage::offline::OfflineDirectory;
-use crate::storage::{SHARDS_MAX, StorageError, acid, file};
+use crate::storage::{StorageError, acid, file};
 use crate::tools::image::Image;
 
 /// Why a tool gave up. One line.
@@ -130,7 +130,10 @@ impl DataDirectory {
                 root.display()
             )));
         }
-        let shards = ShardCount { explicit: None, default: storage.acid_shard_count.unwrap_or_else(cores) };
+        let shards = ShardCount {
+            explicit: None,
+            default: storage.acid_shard_count.unwrap_or_else(default_shard_count),
+        };
         let taken = OfflineDirectory::take_to_change(root, true)?;
         Ok(Self { taken, new: kind.map(|kind| (kind, shards)) })
     }
@@ -158,9 +161,4 @@ impl DataDirectory {
         }
         Ok(())
     }
-}
-
-/// Number of cores available to this process.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(SHARDS_MAX)
 }

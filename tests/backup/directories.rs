@@ -96,7 +96,9 @@ fn targets_that_will_not_do_are_refused_and_left_alone() {
     assert!(backup_fails(&data_dir, &full.join("precious/copy")).contains("precious"));
     backup_works(&data_dir, &directory.join("copy"));
     assert!(backup_fails(&data_dir, &directory.join("copy")).contains("not empty"));
-    assert!(backup_fails(&directory.join("nothing"), &directory.join("x")).contains("not a data directory"));
+    assert!(
+        backup_fails(&directory.join("nothing"), &directory.join("x")).contains("there is no data directory")
+    );
     assert!(!directory.join("x").exists() && !directory.join("nothing").exists());
     assert_eq!(content(&mut server.client(), PATH), "content");
 }
@@ -153,6 +155,6 @@ fn the_endpoint_says_what_it_does_not_understand() {
 fn a_memory_server_has_nothing_to_back_up() {
     let server = ServerProcess::start(&[]);
     let data_dir = server.directory().join("data");
-    assert!(backup_fails(&data_dir, &server.directory().join("copy")).contains("not a data directory"));
+    assert!(backup_fails(&data_dir, &server.directory().join("copy")).contains("there is no data directory"));
     assert!(!data_dir.exists());
 }

@@ -316,18 +316,6 @@ impl Catalogs for AcidLog {
             dropped_bytes: 0,
         })
     }
-
-    fn check_pages(&self, shard: usize) -> Result<(), StorageError> {
-        let shard = self.shard(shard)?;
-        let (backend, _) = self.backend(shard)?;
-        let mut database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
-        match database.check_integrity().map_err(tables::failed("checking the database"))? {
-            true => Ok(()),
-            false => {
-                Err(StorageError::Corrupt("the database was inconsistent, and could be repaired".to_owned()))
-            }
-        }
-    }
 }
 
 /// What outlives the reopenings of one shard.

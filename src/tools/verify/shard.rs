@@ -37,9 +37,6 @@ struct Records {
 impl ShardCheck<'_, '_> {
     /// The streams, unless journal and catalog cannot be read.
     pub(super) fn run(&mut self) -> Option<Streams> {
-        if let Err(error) = self.catalogs.check_pages(self.shard) {
-            self.error(error.to_string());
-        }
         let OpenedCatalog { log, recovered, segments, next_segment_id, dropped_bytes } =
             match self.catalogs.open_catalog(self.shard) {
                 Ok(opened) => opened,
