@@ -11,7 +11,9 @@ use crate::engine::api::{
 };
 use crate::engine::core::{self, Shared};
 use crate::engine::live::Subscription;
-use crate::engine::request::{Answer, CreateStep, Mail, Origin, PlanRequest, Reply, Request, Target};
+use crate::engine::request::{
+    Answer, CreateStep, ForkSource, Mail, Origin, PlanRequest, Reply, Request, SourceRequest, Target,
+};
 use crate::engine::routing::shard_of;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
@@ -83,7 +85,7 @@ impl Engine {
     async fn create_stream(&self, request: CreateRequest) -> Result<Created, CreateError> {
         let shard = self.shard_of(&request.name);
         let mut resolved = None;
-        for _ in 0..FORK_ATTEMPTS {
+        for attempt in 0..FORK_ATTEMPTS {
             let step = self
                 .ask(shard, |reply| {
                     Request::Create(Box::new(request.clone()), resolved.take().map(Box::new), reply)
@@ -96,17 +98,14 @@ impl Engine {
                     unreachable!("only forks have a source")
                 }
             };
-            resolved = Some(self.resolve_fork(source, request.content_type.as_ref()).await?);
+            resolved = Some(self.resolve_fork(source, request.content_type.as_ref(), attempt > 0).await?);
         }
         Err(Unavailable::Overloaded.into())
     }
 
     /// The shard that a fork source belongs to is asked what it offers.
-    pub(super) async fn fork_source(
-        &self,
-        name: &StreamName,
-    ) -> Result<crate::engine::request::ForkSource, CreateError> {
-        self.ask(self.shard_of(name), |reply| Request::Source(name.clone(), reply)).await
+    pub(super) async fn fork_source(&self, request: SourceRequest) -> Result<ForkSource, CreateError> {
+        self.ask(self.shard_of(&request.name), |reply| Request::Source(request, reply)).await
     }
 
     async fn subscribe_to(&self, name: StreamName, from: RequestedOffset) -> Result<Subscription, ReadError> {

@@ -12,7 +12,7 @@ use crate::engine::api::{CreateError, CreateRefusal, LookupRefusal, Page, ReadEr
 use crate::engine::handle::Engine;
 use crate::engine::live::Subscription;
 use crate::engine::read_budget::{self, Blocks, ReadBudget, Room};
-use crate::engine::request::{Place, PlanRequest, Region, Request, SpanRequest, Target};
+use crate::engine::request::{Place, PlanRequest, Region, Request, SourceRequest, SpanRequest, Target};
 use crate::protocol::content_type::ContentType;
 use crate::protocol::json;
 use crate::protocol::offset::RequestedOffset;
@@ -157,29 +157,31 @@ impl Engine {
     }
 
     /// Finds out where a fork begins, which asks for `content_type`. Its source cannot change below that point
-    /// afterwards.
+    /// afterwards, but it can be cut; so if it has been asked `again`, it is asked to wait with that.
     pub(super) async fn resolve_fork(
         &self,
         request: &ForkRequest,
         content_type: Option<&ContentType>,
+        again: bool,
     ) -> Result<ResolvedFork, CreateError> {
-        for _ in 1..ATTEMPTS {
-            match self.try_resolve_fork(request, content_type).await {
+        for attempt in 1..ATTEMPTS {
+            match self.try_resolve_fork(request, content_type, again || attempt > 1).await {
                 // The source was cut after it said where it begins.
                 Err(CreateError::Refused(CreateRefusal::AnchorGone { .. }))
                     if request.anchor == ForkAnchor::Start => {}
                 outcome => return outcome,
             }
         }
-        self.try_resolve_fork(request, content_type).await
+        self.try_resolve_fork(request, content_type, true).await
     }
 
     async fn try_resolve_fork(
         &self,
         request: &ForkRequest,
         content_type: Option<&ContentType>,
+        hold: bool,
     ) -> Result<ResolvedFork, CreateError> {
-        let source = self.fork_source(&request.source).await?;
+        let source = self.fork_source(SourceRequest { name: request.source.clone(), hold }).await?;
         let mut fork = source.fork;
         decide_content_type(content_type, Some(&fork.content_type))?;
         fork.anchor = match request.anchor {

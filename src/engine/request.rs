@@ -167,7 +167,7 @@ pub(crate) type SubscribeAnswer = Result<Subscribed, ReadError>;
 pub(crate) enum Request {
     Create(Box<CreateRequest>, Option<Box<ResolvedFork>>, Reply<CreateAnswer>),
     /// What a stream offers as a fork source.
-    Source(StreamName, Reply<SourceAnswer>),
+    Source(SourceRequest, Reply<SourceAnswer>),
     Append(Box<AppendRequest>, Reply<AppendAnswer>),
     Delete(StreamName, Reply<DeleteAnswer>),
     Head(StreamName, Reply<HeadAnswer>),
@@ -204,6 +204,14 @@ pub(crate) enum CreateStep {
     NeedsSource,
     /// The source is no longer what was said of it.
     SourceChanged,
+}
+
+/// Asks what a stream offers as a fork source.
+#[derive(Debug)]
+pub(crate) struct SourceRequest {
+    pub(crate) name: StreamName,
+    /// The stream was cut too early when it was asked before: it is to wait with that for a while.
+    pub(crate) hold: bool,
 }
 
 /// What a stream offers as a fork source.

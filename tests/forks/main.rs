@@ -55,7 +55,7 @@ impl Server {
         eprintln!("storage mode: {mode}, shards: {shards}");
         let layout = [("DS_STORAGE__MODE", mode), ("DS_STORAGE__ACID_SHARD_COUNT", shards)];
         let process = ServerProcess::start(&[&layout, settings].concat());
-        Self { client: process.client(), process, is_durable: mode == "acid" }
+        Self { client: process.client(), process, is_durable: mode != "memory" }
     }
 
     /// Makes sure that something holds now and, where streams outlive the process, after it was killed and after it was

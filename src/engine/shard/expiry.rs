@@ -70,6 +70,10 @@ impl Reminders {
         Some(id)
     }
 
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.ids.contains(&id)
+    }
+
     pub(super) fn next_ms(&self) -> Option<i64> {
         self.due.next_ms()
     }

@@ -6,20 +6,19 @@
 
 use crate::engine::api::{CreateError, CreateRefusal, Unavailable};
 use crate::engine::request::{
-    CreateStep, ForkMail, ForkSource, NotPinned, PendingFork, Reply, Request, SourceAnswer,
+    CreateStep, ForkMail, ForkSource, NotPinned, PendingFork, Reply, Request, SourceAnswer, SourceRequest,
 };
 use crate::engine::shard::entry::Entry;
 use crate::engine::shard::mutate::Standing;
 use crate::engine::shard::{Phase, Shard};
-use crate::protocol::name::StreamName;
 use crate::stream::create::ResolvedFork;
 use crate::stream::event::Event;
 use crate::stream::fork::StreamRef;
 
 impl Shard {
     /// What a stream offers as a fork source. Its tail is the one that readers see.
-    pub(super) fn offer_source(&mut self, name: StreamName, reply: Reply<SourceAnswer>) {
-        match self.standing(&name) {
+    pub(super) fn offer_source(&mut self, request: SourceRequest, reply: Reply<SourceAnswer>) {
+        match self.standing(&request.name) {
             Standing::Stream(id) => {
                 let entry = self.entry(id).expect("a name stands for a stream that exists");
                 let (last_group, state) = (entry.last_group, &entry.state);
@@ -29,7 +28,7 @@ impl Shard {
                     Err(CreateError::Refused(CreateRefusal::SourceNotFound))
                 } else if state.earliest() > entry.durable.tail {
                     // All that readers see is going: soon they see what is behind it.
-                    return self.retry_after(last_group, Request::Source(name, reply));
+                    return self.retry_after(last_group, Request::Source(request, reply));
                 } else {
                     let tail = entry.durable.tail;
                     let fork = ResolvedFork {
@@ -42,11 +41,14 @@ impl Shard {
                         anchor: tail,
                         point: tail,
                     };
+                    if request.hold {
+                        self.hold_cuts(id);
+                    }
                     return self.answer(reply, Ok(ForkSource { fork, tail }));
                 };
                 self.answer_after(last_group, reply, answer);
             }
-            Standing::Ending { group } => self.retry_after(group, Request::Source(name, reply)),
+            Standing::Ending { group } => self.retry_after(group, Request::Source(request, reply)),
             Standing::Pending | Standing::Absent => {
                 self.answer(reply, Err(CreateRefusal::SourceNotFound.into()));
             }

@@ -103,6 +103,8 @@ pub(crate) struct Shard {
     held_open: Reminders,
     /// Streams with content that is going to be too old, and when to look.
     aging: Reminders,
+    /// Streams that are not cut for now, and until when.
+    held_whole: Reminders,
     settling: Settling,
     /// Parcels for other cores, sent once a round.
     outboxes: Vec<Vec<Parcel>>,
@@ -163,6 +165,7 @@ impl Shard {
             wheel: Wheel::default(),
             held_open: Reminders::default(),
             aging: Reminders::default(),
+            held_whole: Reminders::default(),
             settling: Settling::default(),
             outboxes: (0..cores).map(|_| Vec::new()).collect(),
         }
@@ -182,7 +185,7 @@ impl Shard {
         }
         match request {
             Request::Create(request, resolved, reply) => self.create(request, resolved, reply),
-            Request::Source(name, reply) => self.offer_source(name, reply),
+            Request::Source(request, reply) => self.offer_source(request, reply),
             Request::Append(request, reply) => self.append(request, reply),
             Request::Delete(name, reply) => self.delete(name, reply),
             Request::Head(name, reply) => self.head(&name, reply),
@@ -276,8 +279,8 @@ impl Shard {
     pub(crate) fn next_deadline_ms(&self) -> Option<i64> {
         match self.phase {
             Phase::Working => {
-                let wheels = [self.wheel.next_ms(), self.held_open.next_ms(), self.aging.next_ms()];
-                wheels.into_iter().chain([self.settling.next_ms()]).flatten().min()
+                let reminders = [&self.held_open, &self.aging, &self.held_whole].map(Reminders::next_ms);
+                reminders.into_iter().chain([self.wheel.next_ms(), self.settling.next_ms()]).flatten().min()
             }
             _ => None,
         }

@@ -43,6 +43,7 @@ impl Shard {
         self.wheel.clear();
         self.held_open.clear();
         self.aging.clear();
+        self.held_whole.clear();
         self.settling = super::Settling::default();
     }
 

@@ -6,11 +6,14 @@ use crate::engine::shard::{Phase, Shard};
 use crate::stream::event::Event;
 use crate::stream::retention::Retained;
 
+/// How long a stream is not cut once a fork of it failed for a cut. Milliseconds.
+const HOLD_MS: i64 = 1_000;
+
 impl Shard {
     /// Stages the cut that the stream's limits ask for by now, if they do, and sees to it that its age is looked at again.
     pub(super) fn trim_if_due(&mut self, id: u64, now_ms: i64) {
         let Some(entry) = self.entry(id).filter(|entry| !entry.ending) else { return };
-        if entry.state.retained.is_none() {
+        if entry.state.retained.is_none() || self.held_whole.has(id) {
             return;
         }
         if let Some(earliest) = entry.state.due_cut(now_ms)
@@ -30,8 +33,19 @@ impl Shard {
         }
     }
 
-    /// Cuts the streams whose content has become too old.
+    /// Puts the stream's cuts off for a while. A fork of it was in the making when it was cut; a stream that is cut all the
+    /// time would else be faster than any fork of its beginning.
+    pub(super) fn hold_cuts(&mut self, id: u64) {
+        if self.entry(id).is_some_and(|entry| entry.state.retained.is_some()) {
+            self.held_whole.enter(id, self.shared.clock.now_ms().saturating_add(HOLD_MS));
+        }
+    }
+
+    /// Cuts the streams whose content has become too old, and those whose cuts were put off.
     pub(super) fn trim_aged(&mut self, now_ms: i64) {
+        while let Some(id) = self.held_whole.pop_due(now_ms) {
+            self.trim_if_due(id, now_ms);
+        }
         for _ in 0..ENDS_PER_ROUND {
             let Some(id) = self.aging.pop_due(now_ms) else { break };
             if self.entry(id).is_some_and(|entry| !entry.state.soft_deleted) {
