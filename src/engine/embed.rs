@@ -23,7 +23,7 @@ use crate::engine::shard::{Shard, ShardLimits};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 use crate::protocol::retention::Retention;
-use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters};
+use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters, page_log_bytes};
 use crate::storage::committer::Committer;
 use crate::storage::disk::{Disk, MemoryDisk};
 use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
@@ -249,6 +249,7 @@ impl AcidStorage {
         acid.default_shards = default_shard_count();
         acid.cache_bytes = config.storage.cache_bytes;
         acid.two_phase_commit = config.storage.acid_two_phase_commit;
+        acid.page_log_bytes = page_log_bytes(config.storage.journal_bytes);
         acid.backend = match (&options.backend, &options.disk, config.storage.acid_backend) {
             (Some(test), disk, _) => {
                 let disk = disk.clone().unwrap_or_else(|| Arc::new(MemoryDisk::new()));

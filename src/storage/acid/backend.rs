@@ -151,24 +151,27 @@ impl DiskBackend {
         self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before the bytes up to `end` are written, the first of which is at `start`.
-    fn fill_ahead(&self, start: u64, end: u64) {
+    /// To be called before the bytes up to `end` are written, the first of which is at `start`. After an error they may be
+    /// written all the same.
+    pub(super) fn fill_ahead(&self, start: u64, end: u64) -> io::Result<()> {
         let mut fresh = self.fresh();
         if end <= fresh.start || fresh.is_empty() {
-            return;
+            return Ok(());
         }
+        let mut outcome = Ok(());
         let gap = start.saturating_sub(fresh.start);
         if gap <= GAP_MAX && disk::has_room_to_fill(&*self.disk) {
             while fresh.start < end.min(fresh.end) {
                 let step = (FILL_STEP as u64).min(fresh.end - fresh.start);
-                // Nothing depends on it: if there is something wrong with the disk, the write after this one finds out.
-                if self.file.write_at(fresh.start, &ZEROS[..step as usize]).is_err() {
+                outcome = self.file.write_at(fresh.start, &ZEROS[..step as usize]);
+                if outcome.is_err() {
                     break;
                 }
                 fresh.start += step;
             }
         }
         fresh.start = fresh.start.max(end);
+        outcome
     }
 }
 
@@ -195,7 +198,8 @@ impl StorageBackend for DiskBackend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.fill_ahead(offset, offset + data.len() as u64);
+        // Nothing depends on it: if there is something wrong with the disk, the write itself finds out.
+        let _ = self.fill_ahead(offset, offset + data.len() as u64);
         self.file.write_at(offset, data)
     }
 }

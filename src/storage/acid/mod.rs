@@ -44,6 +44,7 @@
 
 mod backend;
 mod log;
+mod page_log;
 mod rows;
 mod snapshot;
 mod tables;
@@ -58,8 +59,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use backend::{BackendFactory, IoCounters};
+pub(crate) use page_log::page_log_bytes;
 
 use self::backend::{CountingBackend, DiskBackend};
+use self::page_log::PageLog;
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
 use super::reserve::{RESERVE_BYTES, RESERVE_FILE, Reserve};
@@ -73,7 +76,7 @@ pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
 
 /// Whether a file has a name that the mode gives, besides that of the database.
 pub(crate) fn is_own_name(name: &str) -> bool {
-    [MADE_FILE, RESERVE_FILE].contains(&name)
+    [MADE_FILE, RESERVE_FILE].contains(&name) || page_log::LOG_FILES.contains(&name)
 }
 
 /// What the storage works on.
@@ -118,6 +121,8 @@ pub(crate) struct AcidOptions {
     /// Two fsyncs per commit instead of one: a commit stays atomic even against clients that choose their payload to
     /// collide redb's checksums and control the moment of a crash.
     pub two_phase_commit: bool,
+    /// Pages of so many bytes are logged before they are written into the database's file, twice as many at most.
+    pub page_log_bytes: u64,
     /// Tells how much room the disk has; `None` = the file system of `data_dir` is asked, and nobody without files. For
     /// tests that fill the disk.
     pub free_space: Option<FreeSpaceProbe>,
@@ -134,6 +139,7 @@ impl AcidOptions {
             backend: Backend::File,
             cache_bytes: 256 << 20,
             two_phase_commit: false,
+            page_log_bytes: page_log::LOG_BYTES,
             free_space: None,
         }
     }
@@ -203,6 +209,17 @@ impl AcidLog {
         Box::new(DiskBackend::new(file, Arc::clone(self.directory.disk())))
     }
 
+    fn page_log(&self, shard: usize, file: Arc<dyn DiskFile>) -> Result<PageLog, StorageError> {
+        let (disk, dir) = (self.directory.disk(), self.directory.shard_dir(shard));
+        let bytes = self.options.page_log_bytes;
+        PageLog::open(Arc::clone(disk), &dir, file, shard as u32, bytes).map_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                return StorageError::Corrupt(format!("{}: {error}", dir.display()));
+            }
+            self.directory.failed("opening the page log in", &dir)(error)
+        })
+    }
+
     fn open_file(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>, StorageError> {
         self.directory.disk().open(path, mode).map_err(self.directory.failed("opening", path))
     }
@@ -229,6 +246,10 @@ impl AcidLog {
         let backend = self.counted(self.on_disk(file), shard);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         database.close().map_err(tables::failed("closing the new database"))?;
+        // A database is never without them.
+        let dir = self.directory.shard_dir(shard.index);
+        page_log::create(&**self.directory.disk(), &dir, shard.index as u32)
+            .map_err(self.directory.failed("making the page log in", &dir))?;
         self.directory.publish(&draft, path)?;
         self.mark_as_made(path)
     }
@@ -276,7 +297,12 @@ impl AcidLog {
         let file = self.open_file(&path, OpenMode::Write)?;
         // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
         file.drop_cache().map_err(self.directory.failed("flushing", &path))?;
-        Ok((self.counted(self.on_disk(Arc::clone(&file)), shard), Some(file)))
+        let backend: Box<dyn redb::StorageBackend> = match &self.options.backend {
+            // RAM has nothing to sync.
+            Backend::InMemory => self.on_disk(Arc::clone(&file)),
+            _ => Box::new(self.page_log(shard.index, Arc::clone(&file))?),
+        };
+        Ok((self.counted(backend, shard), Some(file)))
     }
 }
 

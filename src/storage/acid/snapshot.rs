@@ -16,7 +16,7 @@ use redb::{Database, Key, ReadTransaction, ReadableTableMetadata as _, TableDefi
 use super::backend::{CountingBackend, DiskBackend, IoCounters};
 use super::log::open_database;
 use super::tables::{JOURNAL, PRODUCERS, SEGMENTS, STREAMS, SYS, failed};
-use super::{KIND, SHARD_FILE};
+use super::{KIND, SHARD_FILE, page_log};
 use crate::storage::backup::{BackupError, LogSnapshot, Target};
 use crate::storage::layout::Kind;
 
@@ -103,6 +103,7 @@ impl LogSnapshot for DatabaseSnapshot {
         let path = dir.join(SHARD_FILE);
         let file = target.create(&path)?;
         let disk = Arc::clone(target.disk());
+        page_log::create(&*disk, dir, self.shard as u32).map_err(target.failed(dir))?;
         let ran_out = Arc::new(AtomicBool::new(false));
         let backend = CountingBackend::new(
             Box::new(DiskBackend::new(file, disk)),

@@ -1,0 +1,401 @@
+//! What stands between redb and its file: the pages of a commit go to a log first, in one piece, and into the file later.
+//!
+//! A commit of redb writes some eight pages in as many places, and then syncs. Each of them is a request to the disk, while the
+//! same bytes one after the other are a single one: on the machine where this was measured a sync took 0.19 ms instead of 0.55 ms, and
+//! a quarter of the processor time. So [`StorageBackend::write`] only notes the page in RAM, and a sync appends a
+//! record of all that was noted to one of two log files, and syncs that. When the log is full, the other one goes on, and a thread
+//! writes the pages of the first one into the file, each once however often it was logged, syncs that, and begins the
+//! log anew. To redb it is a file whose syncs are atomic.
+//!
+//! * What is in a log may not be in the file. So an opening reads both logs, and has their pages in RAM again.
+//! * A write that is large goes into the file at once, which is synced before the record that ends the commit is written: in the
+//!   log it would be written twice. The pages that redb writes are free in what was committed before, so a crash loses nothing by
+//!   that. But if a log has pages of that place, they would replace it at the next opening; so then it is logged, too.
+//! * Pages whose place in the file was never written find out now whether the disk has room for them: the file is filled ahead,
+//!   or, when there is little room, they are written there as well.
+//!
+//! Closing empties the logs: the file alone is the database then.
+
+mod drain;
+mod format;
+mod overlay;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::StorageBackend;
+
+use self::drain::{Drain, Drained, Drainer};
+use self::format::{BLOCK_BYTES, Block, FIRST_RECORD, Header, Record};
+use self::overlay::{Overlay, parts};
+use super::backend::DiskBackend;
+use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
+
+/// Names of the two files, in the directory of the shard.
+pub(super) const LOG_FILES: [&str; 2] = ["pages-0.log", "pages-1.log"];
+
+/// Bounds of the size at which a log is followed by the other one. Bytes.
+const LOG_BYTES_MIN: u64 = 64 << 10;
+pub(super) const LOG_BYTES: u64 = 4 << 20;
+/// Writes from this size on go into the file at once. Bytes.
+const LARGE_BYTES: usize = 32 << 10;
+/// Step of filling a log file with zeros ahead. Bytes.
+const FILL_STEP: u64 = 256 << 10;
+/// The buffer is given back after a record that needed more. Bytes.
+const BUFFER_BYTES_MAX: usize = 1 << 20;
+
+/// Size of a log before a database that has a journal of `journal_bytes`: little beside that.
+pub(crate) fn page_log_bytes(journal_bytes: u64) -> u64 {
+    (journal_bytes / 8).clamp(LOG_BYTES_MIN, LOG_BYTES)
+}
+
+/// The database of one shard: its file, and the two logs before it.
+pub(super) struct PageLog {
+    shared: Arc<Shared>,
+    writer: Mutex<Writer>,
+    drainer: Drainer,
+    log_bytes: u64,
+}
+
+/// What the thread that empties logs has to do with, too.
+struct Shared {
+    main: DiskBackend,
+    file: Arc<dyn DiskFile>,
+    disk: Arc<dyn Disk>,
+    pages: Mutex<Pages>,
+}
+
+/// What was written, and is not in the file.
+#[derive(Default)]
+struct Pages {
+    overlay: Overlay,
+    /// The file has something that was not synced.
+    is_file_ahead: bool,
+    /// The file is as long as redb wants it, and no record says so yet.
+    is_resized: bool,
+    /// There is too little room to fill the file ahead.
+    is_room_scarce: bool,
+}
+
+/// The log that is written to.
+struct Writer {
+    shard: u32,
+    logs: [Arc<dyn DiskFile>; 2],
+    active: usize,
+    header: Header,
+    /// Where the next record goes, and where the file ends: zeros in between.
+    end: u64,
+    filled: u64,
+    next_sequence: u64,
+    /// The last version of each block that the active log has.
+    logged: HashMap<u64, Arc<Block>, ahash::RandomState>,
+    /// Something failed: nobody knows what the logs have.
+    failed: Option<io::ErrorKind>,
+    buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for PageLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageLog").field("file", &self.shared.file).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A block as the file has it; what is behind its end is zeros.
+    fn block_in_file(&self, number: u64) -> io::Result<Block> {
+        let mut block = [0; BLOCK_BYTES];
+        let start = number * BLOCK_BYTES as u64;
+        let there = self.file.len()?.saturating_sub(start).min(BLOCK_BYTES as u64) as usize;
+        if there > 0 {
+            self.file.read_at(start, &mut block[..there])?;
+        }
+        Ok(block)
+    }
+}
+
+/// Makes the logs of a new database in `dir`, both of them empty, and durable with their names.
+pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32) -> io::Result<()> {
+    for (number, name) in (1..).zip(LOG_FILES) {
+        let file = disk.open(&dir.join(name), OpenMode::Create)?;
+        file.write_at(0, &Header::new(shard, number).encode())?;
+        file.sync_data()?;
+    }
+    disk.sync_dir(dir)
+}
+
+impl PageLog {
+    /// Opens the logs in `dir` that belong to the database in `file`, which is there too, and takes what they have.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if a log is damaged, or missing; and what the disk says.
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        file: Arc<dyn DiskFile>,
+        shard: u32,
+        log_bytes: u64,
+    ) -> io::Result<Self> {
+        let mut found = Vec::new();
+        for name in LOG_FILES {
+            let log = disk.open(&dir.join(name), OpenMode::Write).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => format::damaged(&format!("{name} is missing")),
+                _ => error,
+            })?;
+            // The process before this one may have ended after a sync that failed, and nothing says so.
+            log.drop_cache()?;
+            let header = Header::read(&*log, shard)?;
+            let (records, end) = format::read_records(&*log, header.mark)?;
+            found.push(Found { log, header, records, end });
+        }
+        Self::with(disk, file, found, log_bytes)
+    }
+
+    fn with(
+        disk: Arc<dyn Disk>,
+        file: Arc<dyn DiskFile>,
+        found: Vec<Found>,
+        log_bytes: u64,
+    ) -> io::Result<Self> {
+        let (older, newer) = check_order(&found)?;
+        let last = found[newer].records.last().or(found[older].records.last());
+        if let Some(last) = last
+            && file.len()? < last.database_len
+        {
+            file.set_len(last.database_len)?;
+        }
+        let is_room_scarce = !disk::has_room_to_fill(&*disk);
+        let mut pages = Pages { is_room_scarce, ..Pages::default() };
+        for (number, block) in found[older].blocks().chain(found[newer].blocks()) {
+            pages.overlay.restore(*number, Arc::clone(block));
+        }
+        // The newer one is empty until the older one is full.
+        let active_index = if found[newer].records.is_empty() { older } else { newer };
+        let (active, other) = (&found[active_index], &found[1 - active_index]);
+        let writer = Writer {
+            shard: active.header.shard,
+            logs: [Arc::clone(&found[0].log), Arc::clone(&found[1].log)],
+            active: active_index,
+            header: active.header,
+            end: active.end,
+            filled: active.log.len()?,
+            next_sequence: last.map_or(0, |last| last.sequence + 1),
+            logged: active.blocks().cloned().collect(),
+            failed: None,
+            buffer: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            main: DiskBackend::new(Arc::clone(&file), Arc::clone(&disk)),
+            file,
+            disk,
+            pages: Mutex::new(pages),
+        });
+        let drainer = Drainer::new(Arc::clone(&shared), writer.shard);
+        if other.records.is_empty() {
+            drainer.is_empty(other.header);
+        } else {
+            let blocks: HashMap<_, _, ahash::RandomState> = other.blocks().cloned().collect();
+            drainer.begin(Drain::new(blocks, Arc::clone(&other.log), writer.next_header(), log_bytes))?;
+        }
+        Ok(Self { shared, writer: Mutex::new(writer), drainer, log_bytes })
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs what writes to the logs; after a failure nothing does any more.
+    fn attempt(&self, write: impl FnOnce(&mut Writer) -> io::Result<()>) -> io::Result<()> {
+        let mut writer = self.writer();
+        if let Some(kind) = writer.failed {
+            return Err(io::Error::new(kind, "an earlier write of the page log failed"));
+        }
+        // A panic counts, too.
+        writer.failed = Some(io::ErrorKind::Other);
+        let outcome = write(&mut writer);
+        writer.failed = outcome.as_ref().err().map(io::Error::kind);
+        outcome
+    }
+
+    fn append_record(&self, writer: &mut Writer) -> io::Result<()> {
+        let (blocks, is_file_ahead) = {
+            let mut pages = self.shared.pages();
+            let blocks = pages.overlay.take_touched();
+            let is_resized = std::mem::take(&mut pages.is_resized);
+            let is_file_ahead = std::mem::take(&mut pages.is_file_ahead);
+            pages.is_room_scarce = !disk::has_room_to_fill(&*self.shared.disk);
+            if blocks.is_empty() && !is_resized && !is_file_ahead {
+                return Ok(());
+            }
+            (blocks, is_file_ahead)
+        };
+        if is_file_ahead {
+            self.shared.file.sync_data()?;
+        }
+        if writer.is_full(self.log_bytes) {
+            self.turn(writer)?;
+        }
+        writer.append(&blocks, self.shared.file.len()?, &*self.shared.disk)?;
+        writer.logged.extend(blocks);
+        Ok(())
+    }
+
+    /// Goes on with the other log, as soon as that is empty, and has this one emptied.
+    fn turn(&self, writer: &mut Writer) -> io::Result<()> {
+        let Drained { header } = self.drainer.wait()?;
+        let log = Arc::clone(&writer.logs[writer.active]);
+        writer.active = 1 - writer.active;
+        writer.header = header;
+        writer.end = FIRST_RECORD;
+        writer.filled = writer.logs[writer.active].len()?;
+        let blocks = std::mem::take(&mut writer.logged);
+        self.drainer.begin(Drain::new(blocks, log, writer.next_header(), self.log_bytes))
+    }
+
+    /// Has all that was synced in the file, and both logs empty.
+    fn empty(&self, writer: &mut Writer) -> io::Result<()> {
+        if writer.end > FIRST_RECORD {
+            self.turn(writer)?;
+        }
+        self.drainer.wait().map(drop)
+    }
+
+    /// Makes sure that what goes into the file later has room there.
+    fn claim(&self, offset: u64, data: &[u8], is_room_scarce: bool) -> io::Result<()> {
+        let main = &self.shared.main;
+        if !is_room_scarce && main.fill_ahead(offset, offset + data.len() as u64).is_ok() {
+            return Ok(());
+        }
+        // The header is the one page that redb writes in place, and its place is there.
+        if offset > 0 { self.shared.file.write_at(offset, data) } else { Ok(()) }
+    }
+}
+
+/// What an opening finds in one of the files.
+struct Found {
+    log: Arc<dyn DiskFile>,
+    header: Header,
+    records: Vec<Record>,
+    end: u64,
+}
+
+/// Which of the two is older, and which newer.
+fn check_order(found: &[Found]) -> io::Result<(usize, usize)> {
+    let older = usize::from(found[0].header.number > found[1].header.number);
+    let newer = 1 - older;
+    if found[older].header.number + 1 != found[newer].header.number {
+        return Err(format::damaged("its two files do not belong together"));
+    }
+    if let Some(first) = found[newer].records.first()
+        && found[older].records.last().is_none_or(|last| last.sequence + 1 != first.sequence)
+    {
+        return Err(format::damaged("the end of its older file is missing"));
+    }
+    Ok((older, newer))
+}
+
+impl Found {
+    fn blocks(&self) -> impl Iterator<Item = &(u64, Arc<Block>)> {
+        self.records.iter().flat_map(|record| &record.blocks)
+    }
+}
+
+impl Writer {
+    /// For the log that is begun anew after this one.
+    fn next_header(&self) -> Header {
+        Header::new(self.shard, self.header.number + 1)
+    }
+
+    /// Not by what the next record needs: a record may have any size, and each log takes one at least.
+    fn is_full(&self, log_bytes: u64) -> bool {
+        let kept_bytes = (self.logged.len() * BLOCK_BYTES) as u64;
+        self.end > FIRST_RECORD && (self.end >= log_bytes || kept_bytes >= log_bytes)
+    }
+
+    fn append(&mut self, blocks: &[(u64, Arc<Block>)], database_len: u64, disk: &dyn Disk) -> io::Result<()> {
+        let log = &self.logs[self.active];
+        self.buffer.clear();
+        format::encode_record(&mut self.buffer, self.header.mark, self.next_sequence, database_len, blocks)?;
+        let end = self.end + self.buffer.len() as u64;
+        if end > self.filled && disk::has_room_to_fill(disk) {
+            self.buffer.resize((end.next_multiple_of(FILL_STEP) - self.end) as usize, 0);
+        }
+        log.write_at(self.end, &self.buffer)?;
+        log.sync_data()?;
+        self.filled = self.filled.max(self.end + self.buffer.len() as u64);
+        self.end = end;
+        self.next_sequence += 1;
+        if self.buffer.capacity() > BUFFER_BYTES_MAX {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for PageLog {
+    fn len(&self) -> io::Result<u64> {
+        self.shared.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        // Looked for before the file is read: what is missing here is there.
+        let newer: Vec<_> = {
+            let pages = self.shared.pages();
+            let newer = parts(offset, out.len());
+            newer.filter_map(|part| Some((Arc::clone(pages.overlay.get(part.block)?), part))).collect()
+        };
+        if newer.iter().map(|(_, part)| part.len).sum::<usize>() < out.len() {
+            self.shared.file.read_at(offset, out)?;
+        }
+        for (block, part) in newer {
+            out[part.in_call..part.in_call + part.len]
+                .copy_from_slice(&block[part.in_block..part.in_block + part.len]);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len < self.shared.file.len()? {
+            // What the logs have behind the new end must not come back when the file grows again.
+            self.attempt(|writer| self.empty(writer))?;
+            self.shared.pages().overlay.cut(len.div_ceil(BLOCK_BYTES as u64));
+        }
+        self.shared.main.set_len(len)?;
+        self.shared.pages().is_resized = true;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.attempt(|writer| self.append_record(writer))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut pages = self.shared.pages();
+        if data.len() >= LARGE_BYTES && !pages.overlay.has_any(offset, data.len()) {
+            pages.is_file_ahead = true;
+            drop(pages);
+            return self.shared.main.write(offset, data);
+        }
+        for part in parts(offset, data.len()) {
+            let data = &data[part.in_call..part.in_call + part.len];
+            pages.overlay.write(&part, data, || self.shared.block_in_file(part.block))?;
+        }
+        let is_scarce = pages.is_room_scarce;
+        drop(pages);
+        self.claim(offset, data, is_scarce)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        let is_sound = self.writer().failed.is_none();
+        let emptied = if is_sound { self.attempt(|writer| self.empty(writer)) } else { Ok(()) };
+        self.drainer.stop();
+        emptied
+    }
+}
