@@ -178,3 +178,37 @@ impl StreamState {
         self.pins.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::name::StreamName;
+    use crate::protocol::retention::Retention;
+    use crate::stream::event::Payload;
+    use crate::stream::retention::RetentionSettings;
+
+    #[test]
+    fn what_was_cut_is_released_when_the_last_fork_lets_go_and_not_before() {
+        let asked = Retention { max_age_secs: None, max_bytes: Some(1) };
+        let mut state = StreamState::created(&Creation {
+            name: StreamName::from_stored("a"),
+            content_type: ContentType::octet_stream(),
+            lifetime: None,
+            retention: RetentionSettings::decide(asked, Retention::default()),
+            fork: None,
+            closed: false,
+            payload: Payload::from(bytes::Bytes::from_static(b"content")),
+            at_ms: 0,
+        });
+        let children = [1, 2, 3].map(|id| StreamRef { shard: 0, id });
+        for child in children {
+            state.apply(&Event::Pinned { child }, 1);
+        }
+        state.apply(&Event::Trimmed { earliest: 7 }, 1);
+        for child in children {
+            assert_eq!((state.earliest(), state.released()), (7, 0), "{child:?} needs what was cut");
+            state.apply(&Event::Unpinned { child }, 2);
+        }
+        assert_eq!((state.earliest(), state.released()), (7, 7));
+    }
+}

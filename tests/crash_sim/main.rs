@@ -137,7 +137,7 @@ fn any_call_may_fail_once_and_nothing_that_was_promised_is_lost() {
     let start = Instant::now();
     let mut runs = 0;
     for seed in first_seed()..first_seed() + BROKEN_SEEDS {
-        let calls = run(&rehearsal(seed)).calls;
+        let calls = run(&broken(seed, Breakage::Call(u64::MAX, Fault::Io))).calls;
         for number in 1..=calls {
             for (at, fault) in Fault::ALL.into_iter().enumerate() {
                 // The first ones in every way, the others each in one.

@@ -251,3 +251,42 @@ fn a_cut_at_any_sync_or_call_of_an_import_leaves_nothing_of_it_or_all_of_it() {
         assert!(state.cuts > 40 && state.done > 0, "{} {}", state.cuts, state.done);
     }
 }
+
+/// The incarnations of some streams that are made for this, and deleted again.
+async fn incarnations_of_streams_that_go(disk: &SimDisk, mode: StorageMode) -> Vec<u128> {
+    let store = store(disk, mode, 1 << 20);
+    let mut incarnations = Vec::new();
+    for number in 0..20 {
+        let own = name(&format!("brief/{number}"));
+        let create = CreateRequest {
+            name: own.clone(),
+            content_type: None,
+            lifetime: None,
+            retention: Retention::default(),
+            closed: false,
+            body: Body::default(),
+            fork: None,
+        };
+        store.create(create).await.unwrap();
+        incarnations.push(store.head(own.clone()).await.unwrap().incarnation);
+        store.delete(own).await.unwrap();
+    }
+    store.shutdown().await;
+    incarnations
+}
+
+#[tokio::test]
+async fn no_incarnation_comes_again_after_a_reshard_though_nothing_is_left_and_the_clock_stands_still() {
+    for mode in [StorageMode::Acid, StorageMode::FileDurable] {
+        let disk = SimDisk::new(9);
+        let mut all = incarnations_of_streams_that_go(&disk, mode).await;
+        for shards in [3, 1, 2] {
+            reshard(&directory(&disk), shards, &mut ()).unwrap();
+            all.extend(incarnations_of_streams_that_go(&disk, mode).await);
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "{mode:?}: ids are given out again");
+    }
+}

@@ -84,6 +84,8 @@ pub(crate) fn broken(seed: u64, breakage: Breakage) -> Plan {
         Breakage::Read(number) => format!("unreadable-{seed}-{number}"),
     };
     let mut plan = Plan { breakage: Some(breakage), nested_percent: 0, ..short(seed, label) };
+    // In turn, lest all of the few seeds draw the same one.
+    plan.setting.mode = [StorageMode::FileDurable, StorageMode::Acid][(seed % 2) as usize];
     if matches!(breakage, Breakage::Call(..)) {
         // So that other groups wait behind one that fails.
         plan.sync_takes = Duration::from_micros(400);

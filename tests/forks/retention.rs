@@ -18,6 +18,15 @@ fn earliest(server: &mut Server, name: &str) -> usize {
     earliest.rsplit('_').next().and_then(|digits| digits.parse().ok()).expect("it is an offset")
 }
 
+/// Ends a thread that works until then.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
     on_each_layout_with(&[("DS_STORAGE__JOURNAL_BYTES", "64KiB")], |mut server| {
@@ -35,6 +44,8 @@ fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
                     tail += 7;
                 }
             });
+            // Also if something panics here: the scope waits for the thread.
+            let _done = Done(&is_done);
             let mut client = process.client();
             for round in 0..ROUNDS {
                 let name = format!("fork-{round}");
@@ -49,7 +60,6 @@ fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
                     client.request("DELETE", &path(&gone), &[], b"").expect_status(204);
                 }
             }
-            is_done.store(true, Ordering::Relaxed);
         });
         server.check_over_restarts(|server| {
             for (name, point) in &forks {

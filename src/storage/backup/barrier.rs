@@ -144,3 +144,67 @@ pub(crate) fn tickets(shards: usize) -> (Vec<Ticket>, Receiver<Outcome>) {
     let ticket = |shard| Ticket { shard, barrier: Arc::clone(&barrier), outcomes: Some(sender.clone()) };
     ((0..shards).map(ticket).collect(), outcomes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    const SHARDS: usize = 3;
+    /// How long it is looked whether anybody goes on who should not.
+    const LOOK: Duration = Duration::from_millis(20);
+
+    fn nothing() -> Result<ShardSnapshot, StorageError> {
+        Err(StorageError::Missing)
+    }
+
+    /// Says whether nobody was too late, which a busy machine may make of it.
+    fn all_but_one_arrive_and_then_the_last() -> bool {
+        let (mut tickets, outcomes) = tickets(SHARDS);
+        let last = tickets.pop().expect("there is one for each shard");
+        let barrier = Arc::clone(&last.barrier);
+        let last_has_come = AtomicBool::new(false);
+        let is_too_late = |state: &State| matches!(state.broken, Some(Broken::TooLate));
+        thread::scope(|scope| {
+            for ticket in tickets {
+                let last_has_come = &last_has_come;
+                scope.spawn(move || {
+                    ticket.use_up(|| {
+                        assert!(last_has_come.load(Ordering::SeqCst), "somebody is still at work");
+                        nothing()
+                    });
+                });
+            }
+            while barrier.state().missing > 1 && !is_too_late(&barrier.state()) {
+                thread::yield_now();
+            }
+            thread::sleep(LOOK);
+            last_has_come.store(true, Ordering::SeqCst);
+            last.use_up(nothing);
+        });
+        let mut shards: Vec<usize> = outcomes.iter().map(|outcome| outcome.shard).collect();
+        shards.sort_unstable();
+        assert_eq!(shards, [0, 1, 2]);
+        let broken = barrier.state().broken.clone();
+        assert!(matches!(broken, None | Some(Broken::TooLate)), "{broken:?}");
+        broken.is_none()
+    }
+
+    #[test]
+    fn nobody_looks_at_a_shard_before_all_stand_still() {
+        while !all_but_one_arrive_and_then_the_last() {}
+    }
+
+    #[test]
+    fn nobody_waits_for_a_shard_whose_ticket_was_dropped() {
+        let (mut tickets, outcomes) = tickets(SHARDS);
+        drop(tickets.pop());
+        for ticket in tickets {
+            ticket.use_up(|| unreachable!("there is no instant to look at"));
+        }
+        let missed: Vec<_> = outcomes.iter().map(|outcome| outcome.snapshot.unwrap_err()).collect();
+        assert!(missed.len() == SHARDS && missed.iter().all(|why| matches!(why, Missed::Absent(_))));
+    }
+}

@@ -164,3 +164,25 @@ proptest! {
         prop_assert_eq!(model.accept(&opened, false), Ok(()));
     }
 }
+
+#[test]
+fn what_an_opening_found_of_a_process_that_was_killed_survives_a_power_cut() {
+    for sync in BOTH {
+        for seed in 0..20 {
+            let disk = TestDisk::new(seed);
+            let (mut log, _) = open(&disk, small(SyncPolicy::OnFlush)).unwrap();
+            for seq in 1..=3 {
+                let group = crate::storage::Group { seq, frames: vec![7; 700], ..Default::default() };
+                log.commit(&[group]).unwrap();
+            }
+            // Killed: what it wrote is in the hands of the operating system.
+            std::mem::forget(log);
+            let (log, opened) = open(&disk, small(sync)).unwrap();
+            assert_eq!(opened.groups.len(), 3);
+            std::mem::forget(log);
+            disk.cut();
+            let (_, opened) = open(&disk, small(sync)).unwrap();
+            assert_eq!(opened.groups.len(), 3, "{sync:?}, seed {seed}: they had been shown to readers");
+        }
+    }
+}

@@ -97,6 +97,24 @@ fn a_flipped_bit_at_the_end_is_reported_or_takes_the_last_commit_and_nothing_els
 }
 
 #[test]
+fn damage_to_the_last_commit_before_a_stop_is_noticed_also_if_only_the_stop_synced_it() {
+    let disk = TestDisk::new(3);
+    let (mut log, _) = open(&disk, small(SyncPolicy::OnFlush)).unwrap();
+    log.commit(&[group(1, b"flushed")]).unwrap();
+    log.flush().unwrap();
+    log.commit(&[group(2, &[7; 100])]).unwrap();
+    drop(log);
+    assert_eq!(found(&disk).unwrap().len(), 2);
+    let path = disk.files("journal").pop().unwrap();
+    let content = disk.content(&path);
+    let of_last = content.windows(100).position(|window| window == [7; 100]).unwrap();
+    for at in of_last..of_last + 100 {
+        let error = found(&flipped(&disk, &path, at, at % 8)).unwrap_err();
+        assert!(is_refused(&error, &path), "byte {at}: {error}");
+    }
+}
+
+#[test]
 fn a_journal_cut_off_within_its_last_record_loses_that_one_only() {
     let (disk, committed) = journal(false);
     let path = disk.files("journal").pop().unwrap();

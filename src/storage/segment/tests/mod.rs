@@ -4,6 +4,7 @@ mod concurrent;
 mod damage;
 mod faults;
 mod format;
+mod holding;
 mod model;
 mod rewriting;
 mod single;
