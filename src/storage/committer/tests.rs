@@ -8,14 +8,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::Receiver;
 
 use self::files::Files;
+use super::worker::COMMIT_BYTES_MAX;
 use super::*;
 use crate::storage::backup::LogSnapshot;
 use crate::storage::segment::SegmentMeta;
-use crate::storage::{Checkpoint, DiskRoom, RoomRule};
+use crate::storage::{DiskRoom, OpenedShard, RoomRule, StorageError};
 
 const SETTLED_DISK_BYTES: u64 = 7;
 /// How long something that has to happen may take.
