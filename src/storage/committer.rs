@@ -16,6 +16,7 @@
 //! A backup's [`Ticket`] is an order like others. Behind what was submitted before it, the thread stands still until those of all
 //! other shards do, notes what its shard has, and goes on.
 
+mod traffic;
 mod worker;
 
 use std::io;
@@ -107,11 +108,26 @@ impl Committer {
         watch: RoomWatch,
         report: Report,
     ) -> io::Result<Self> {
+        let (committer, worker) = Self::prepare(shard, opener, log, segments, pace, watch, report)?;
+        worker.spawn()?;
+        Ok(committer)
+    }
+
+    /// See [`Self::spawn`]: all but the commit thread itself is at work.
+    fn prepare(
+        shard: usize,
+        opener: Arc<dyn OpenLog>,
+        log: Box<dyn CommitLog>,
+        segments: Arc<SegmentStore>,
+        pace: RewritePace,
+        watch: RoomWatch,
+        report: Report,
+    ) -> io::Result<(Self, Worker)> {
         let (sender, orders) = unbounded();
         let start = Start { shard, pace, report };
         let open = start.settler(log, segments)?;
-        Worker::new(start, opener, open, watch, orders).spawn()?;
-        Ok(Self { orders: sender, failures_seen: 0 })
+        let worker = Worker::new(start, opener, open, watch, orders);
+        Ok((Self { orders: sender, failures_seen: 0 }, worker))
     }
 
     /// Queues a group. Never blocks: how much may queue up is bounded by the shard's own limit on staged bytes.

@@ -1,6 +1,7 @@
 //! What the commit thread does.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::traffic::Traffic;
 use super::{Completion, Order, Report};
 use crate::storage::backup::{ShardSnapshot, Ticket};
 use crate::storage::segment::SegmentStore;
@@ -21,10 +23,6 @@ use crate::storage::{
 pub(super) const COMMIT_BYTES_MAX: usize = 4 << 20;
 /// How long nothing has to be committed before something is reclaimed: that may take its time.
 const RECLAIM_AFTER: Duration = Duration::from_millis(500);
-/// Without such a pause it is reclaimed after this time, between two commits …
-const RECLAIM_LATEST: Duration = Duration::from_secs(10);
-/// … if so little was committed meanwhile that what is free in the files will not be used again soon. Bytes.
-const LIGHT_TRAFFIC_BYTES: usize = 1 << 20;
 /// Pauses between attempts to open that fail.
 const REOPEN_DELAY_MIN: Duration = Duration::from_millis(50);
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -70,6 +68,8 @@ pub(super) struct Worker {
     /// `None` only while it is being reopened, or after that was given up because of `closing`.
     open: Option<Open>,
     orders: Receiver<Order>,
+    /// Orders that came during a pause, before those in `orders`.
+    postponed: VecDeque<Order>,
     /// Number of the last group that this thread committed.
     durable_through: u64,
     watch: RoomWatch,
@@ -78,11 +78,10 @@ pub(super) struct Worker {
     /// For a backup, when what was gathered before it is committed.
     ticket: Option<Ticket>,
     /// Pause after the next reopening. Back to zero when something was written.
-    write_delay: Duration,
+    pub(super) write_delay: Duration,
     /// Whether removed streams may have left something behind.
     may_reclaim: bool,
-    /// Since when, or since the traffic was looked at, and the bytes that were committed since.
-    reclaim_since: (Instant, usize),
+    pub(super) traffic: Traffic,
     closing: bool,
 }
 
@@ -101,6 +100,7 @@ impl Worker {
             opener,
             open: Some(open),
             orders,
+            postponed: VecDeque::new(),
             durable_through: 0,
             watch,
             reported_disk,
@@ -108,7 +108,7 @@ impl Worker {
             ticket: None,
             write_delay: Duration::ZERO,
             may_reclaim: true,
-            reclaim_since: (Instant::now(), 0),
+            traffic: Traffic::new(Box::new(Instant::now)),
             closing: false,
         }
     }
@@ -154,6 +154,9 @@ impl Worker {
     /// not be any.
     fn next_order(&mut self) -> Option<Order> {
         while !self.closing {
+            if let Some(order) = self.postponed.pop_front() {
+                return Some(order);
+            }
             let reclaim = self.may_reclaim.then_some(RECLAIM_AFTER);
             let flush = self.flush_due().map(|due| due.saturating_duration_since(Instant::now()));
             let Some(pause) = reclaim.into_iter().chain(self.watch.pause()).chain(flush).min() else {
@@ -230,7 +233,7 @@ impl Worker {
             if bytes >= COMMIT_BYTES_MAX {
                 break;
             }
-            next = self.orders.try_recv().ok();
+            next = self.postponed.pop_front().or_else(|| self.orders.try_recv().ok());
         }
         (groups, bytes)
     }
@@ -242,7 +245,7 @@ impl Worker {
             return self.fail(&error);
         }
         self.durable_through = through;
-        self.reclaim_since.1 += bytes;
+        self.traffic.add(bytes);
         self.watch.wrote(bytes, &*open.log);
         self.reported_disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
         (self.start.report)(Completion::Durable { through, disk: self.reported_disk });
@@ -291,14 +294,9 @@ impl Worker {
     }
 
     fn reclaim_if_traffic_is_light(&mut self) {
-        let (since, bytes) = self.reclaim_since;
-        if since.elapsed() < RECLAIM_LATEST {
-            return;
-        }
-        if self.may_reclaim && bytes < LIGHT_TRAFFIC_BYTES {
+        if self.traffic.was_light() && self.may_reclaim {
             self.reclaim();
         }
-        self.reclaim_since = (Instant::now(), 0);
     }
 
     fn reclaim(&mut self) {
@@ -340,8 +338,7 @@ impl Worker {
                     self.open = Some(open);
                     self.may_reclaim = true;
                     (self.start.report)(Completion::Reopened { recovered, reader, disk: self.reported_disk });
-                    // Orders wait in the queue. A closing does too, but no longer than `WRITE_DELAY_MAX`.
-                    thread::sleep(self.write_delay);
+                    self.postpone_orders_for(self.write_delay);
                     self.write_delay = (self.write_delay * 2).clamp(WRITE_DELAY_MIN, WRITE_DELAY_MAX);
                     return;
                 }
@@ -359,11 +356,25 @@ impl Worker {
         Ok((open, recovered))
     }
 
+    /// Waits, leaving all that comes in for later. A closing does not wait: what is left is tried once.
+    fn postpone_orders_for(&mut self, pause: Duration) {
+        let deadline = Instant::now() + pause;
+        // Nobody sends any more, or the time is over.
+        while let Ok(order) = self.orders.recv_deadline(deadline) {
+            let closes = matches!(order, Order::Close);
+            self.postponed.push_back(order);
+            if closes {
+                return;
+            }
+        }
+    }
+
     /// Waits, dropping all groups that come in: the shard cannot know yet what they would be based on.
     fn drop_orders_for(&mut self, pause: Duration) {
         let deadline = Instant::now() + pause;
         loop {
-            match self.orders.recv_deadline(deadline) {
+            let order = self.postponed.pop_front().map_or_else(|| self.orders.recv_deadline(deadline), Ok);
+            match order {
                 Ok(Order::Commit { .. } | Order::Settle { .. } | Order::Snapshot(_)) => {}
                 Ok(Order::Close) | Err(RecvTimeoutError::Disconnected) => {
                     self.closing = true;
