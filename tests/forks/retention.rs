@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::support::ending::RaiseOnDrop;
 use super::*;
 
 const SMALL: (&str, &str) = ("Stream-Retention-Max-Bytes", "40");
@@ -35,6 +36,7 @@ fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
                     tail += 7;
                 }
             });
+            let _end = RaiseOnDrop(&is_done);
             let mut client = process.client();
             for round in 0..ROUNDS {
                 let name = format!("fork-{round}");
@@ -49,7 +51,6 @@ fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
                     client.request("DELETE", &path(&gone), &[], b"").expect_status(204);
                 }
             }
-            is_done.store(true, Ordering::Relaxed);
         });
         server.check_over_restarts(|server| {
             for (name, point) in &forks {
