@@ -61,6 +61,7 @@ impl Default for ServerConfig {
             sse_reconnect_interval: Some(Duration::from_secs(60)),
             sse_heartbeat: Some(Duration::from_secs(15)),
             shutdown_timeout: Duration::from_secs(10),
+            pin_cores: false,
         }
     }
 }

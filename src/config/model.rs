@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub sse_heartbeat: Option<Duration>,
     /// How long a shutdown waits for requests under way.
     pub shutdown_timeout: Duration,
+    /// Each core thread stays on one CPU of those that the process may run on. Without effect where that cannot be asked for.
+    pub pin_cores: bool,
 }
 
 /// `http.*`

@@ -67,6 +67,12 @@ pub static KEYS: &[Key] = &[
         |c| Raw::seconds(c.server.shutdown_timeout),
     ),
     Key::new(
+        "server.pin_cores",
+        "Keep each core thread on one CPU of those that the process may run on, where the system can",
+        Kind::Flag { set: |d, on| d.config.server.pin_cores = on },
+        |c| Raw::Flag(c.server.pin_cores),
+    ),
+    Key::new(
         "http.public_origin",
         "Where clients reach this server, for absolute URLs; not set: taken from each request",
         Kind::Text { rule: "must be http://host[:port] or https://host[:port]", set: check::public_origin },

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tracing::error;
 
+use crate::engine::affinity::Pinning;
 use crate::engine::api::Health;
 use crate::engine::backup::Backups;
 use crate::engine::clock::Clock;
@@ -98,16 +99,17 @@ pub(crate) fn handle_locally(shared: &Shared, request: Request) {
     shared.mailboxes[index].wake();
 }
 
-/// Starts a thread for each shard.
+/// Starts a thread for each shard, on a CPU of its own if that is wanted.
 pub(crate) fn start(
     shared: &Arc<Shared>,
     shards: Vec<(Shard, Receiver<Mail>)>,
+    pinning: Option<&Pinning>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::with_capacity(shards.len());
     for (index, (shard, mail)) in shards.into_iter().enumerate() {
         let shared = shared.clone();
-        let runtime = move || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        let body = move || match runtime() {
+        let pinning = pinning.cloned();
+        let body = move || match runtime(index, pinning) {
             Ok(runtime) => runtime.block_on(run(shared, index, shard, mail)),
             Err(error) => {
                 error!(shard = index, %error, "the core has no runtime");
@@ -117,6 +119,17 @@ pub(crate) fn start(
         threads.push(std::thread::Builder::new().name(format!("ds-core-{index}")).spawn(body)?);
     }
     Ok(threads)
+}
+
+/// Of core number `index`, for the calling thread.
+fn runtime(index: usize, pinning: Option<Pinning>) -> std::io::Result<LocalRuntime> {
+    let mut builder = Builder::new_current_thread();
+    if let Some(pinning) = pinning {
+        pinning.pin(index);
+        // Those are its blocking threads only: the core itself is there already.
+        builder.on_thread_start(move || pinning.release());
+    }
+    builder.enable_all().build_local(LocalOptions::default())
 }
 
 async fn run(shared: Arc<Shared>, index: usize, shard: Shard, mail: Receiver<Mail>) {

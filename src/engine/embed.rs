@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::config::{AcidBackend, Config, StorageMode};
+use crate::engine::affinity::Pinning;
 use crate::engine::api::{
     AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, Health, LookupError, Page,
     ReadError, ReadRequest, Storage, StorageFuture, StreamInfo, Subscription,
@@ -149,7 +150,8 @@ impl Engine {
         })?;
         let ready = prepared.into_iter().zip(mail).collect();
         let stop = Arc::new(StopOnDrop(shared.clone()));
-        core::start(&shared, ready)
+        let pinning = if config.server.pin_cores { Pinning::new() } else { None };
+        core::start(&shared, ready, pinning.as_ref())
             .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
         Ok(Self { shared, _stop: stop })
     }

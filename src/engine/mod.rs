@@ -10,9 +10,11 @@
 //! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
 //! * `core`: the core threads, each with one runtime, one mailbox and one `shard`.
+//! * `affinity`: keeps core threads on CPUs of their own.
 //! * `mailbox`, `request`: what travels between cores.
 //! * `quota`, [`clock`], `routing`: limits over all shards; time; the map from names to shards.
 
+mod affinity;
 pub mod api;
 mod backup;
 pub mod clock;

@@ -135,7 +135,11 @@ impl<'a> Call<'a> {
     /// Refuses coded bodies: they would be stored, and returned, as they are.
     pub(super) fn check_content_encoding(&self) -> Result<(), Problem> {
         // The framing is what the transport has undone; any other coding is still in the body.
-        if self.header(&TRANSFER_ENCODING).is_some_and(|codings| !codings.eq_ignore_ascii_case(b"chunked")) {
+        let mut codings = self.headers.get_all(TRANSFER_ENCODING).iter();
+        let is_framed_only =
+            codings.next().is_none_or(|first| first.as_bytes().eq_ignore_ascii_case(b"chunked"))
+                && codings.next().is_none();
+        if !is_framed_only {
             return Err(Problem::new(Code::UnsupportedEncoding, "bodies must be sent uncompressed"));
         }
         match self.header(&CONTENT_ENCODING) {

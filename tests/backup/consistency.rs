@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::support::ServerProcess;
+use crate::support::ending::RaiseOnDrop;
 use crate::support::http::{Client, PATIENCE, Response};
 use crate::{backup_works, content, server_on, settings};
 
@@ -45,8 +46,12 @@ impl Acknowledged {
     }
 
     fn wait_for(&self, records: u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let (mut seen, mut deadline) = (0, Instant::now() + PATIENCE);
         while self.counts().records.iter().any(|count| *count < records) {
+            let there = self.counts().records.iter().sum();
+            if there > seen {
+                (seen, deadline) = (there, Instant::now() + PATIENCE);
+            }
             assert!(Instant::now() < deadline, "the writers get on: {:?}", self.counts());
             thread::sleep(Duration::from_millis(1));
         }
@@ -207,6 +212,7 @@ fn back_up_amid_writers(mode: &str) {
             let (client, acknowledged) = (server.client(), &acknowledged);
             scope.spawn(move || tend(client, gardener, acknowledged));
         }
+        let _end = RaiseOnDrop(&acknowledged.is_over);
         let mut backups = Vec::new();
         for (number, target) in [(1, linked.clone()), (2, copied.path().join("made/anew"))] {
             acknowledged.wait_for(number * PROGRESS);
@@ -218,7 +224,6 @@ fn back_up_amid_writers(mode: &str) {
         // Commits go on behind the backups.
         let records = acknowledged.counts().records.into_iter().max().unwrap_or(0);
         acknowledged.wait_for(records + 1);
-        acknowledged.is_over.store(true, Ordering::SeqCst);
         backups
     });
     server.kill9();

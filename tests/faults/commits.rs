@@ -124,9 +124,12 @@ async fn survives(fault: Fault, seed: u64) {
     }
     machine.disks.heal();
     for name in &names {
-        while machine.close(name).await.is_err() {
-            tokio::time::sleep(POLL).await;
-        }
+        let closed = async {
+            while machine.close(name).await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        within(closed).await;
     }
     done.store(true, Ordering::Relaxed);
     for watcher in watchers {

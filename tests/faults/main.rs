@@ -13,6 +13,7 @@ mod forks;
 mod limits;
 mod recovery;
 mod room;
+mod settling;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -97,17 +98,13 @@ impl Machine {
         ttl: Option<u64>,
     ) -> Result<Created, CreateError> {
         let request = CreateRequest {
-            name: stream(name),
-            content_type: None,
             lifetime: ttl.map(|seconds| Lifetime::Ttl { seconds }),
-            retention: Retention::default(),
-            closed: false,
-            body: Body::default(),
             fork: source.map(|source| ForkRequest {
                 source: stream(source),
                 anchor: ForkAnchor::Tail,
                 sub_offset: 0,
             }),
+            ..creation(name)
         };
         within(self.store.create(request)).await
     }
@@ -184,6 +181,18 @@ fn open_with(config: &Config, disks: &Disks, clock: &Clock, options: EngineOptio
 
 fn stream(name: &str) -> StreamName {
     StreamName::from_stored(name)
+}
+
+fn creation(name: &str) -> CreateRequest {
+    CreateRequest {
+        name: stream(name),
+        content_type: None,
+        lifetime: None,
+        retention: Retention::default(),
+        closed: false,
+        body: Body::default(),
+        fork: None,
+    }
 }
 
 fn append(name: &str, data: impl Into<Bytes>, producer: Option<(&str, u64)>) -> AppendRequest {

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use crate::disk::{Calls, Fault};
 use crate::{Machine, POLL, append, within};
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const MIN_FREE: u64 = 4 * MIB;
 const PLENTY: u64 = 1 << 40;
 const FULL: AppendError = AppendError::Full(Full::FileSystem);
@@ -26,18 +26,18 @@ const NOT_CREATED: CreateError = CreateError::Full(Full::FileSystem);
 
 /// What is free on the file system, as the test says.
 #[derive(Clone)]
-struct Room(Arc<AtomicU64>);
+pub(crate) struct Room(Arc<AtomicU64>);
 
 impl Room {
-    fn of(bytes: u64) -> Self {
+    pub(crate) fn of(bytes: u64) -> Self {
         Self(Arc::new(AtomicU64::new(bytes)))
     }
 
-    fn set(&self, bytes: u64) {
+    pub(crate) fn set(&self, bytes: u64) {
         self.0.store(bytes, Ordering::SeqCst);
     }
 
-    fn probe(&self) -> FreeSpaceProbe {
+    pub(crate) fn probe(&self) -> FreeSpaceProbe {
         let free = self.0.clone();
         FreeSpaceProbe::new(move || Ok(free.load(Ordering::SeqCst)))
     }

@@ -46,6 +46,7 @@ fn forks_against_appends_and_a_deletion_of_their_source() {
             server.create(source, &[TEXT], "");
             let process = &server.process;
             let forks: BTreeMap<usize, usize> = thread::scope(|threads| {
+                let _guard = process.killed_by_panics();
                 threads.spawn(|| append_until_gone(process, source));
                 let forkers: Vec<_> = (0..FORKS)
                     .map(|number| {
@@ -119,6 +120,7 @@ fn forks_that_come_and_go_while_their_source_is_deleted() {
                         }
                     });
                 }
+                let _guard = process.killed_by_panics();
                 let mut client = process.client();
                 for _ in 0..round % 5 {
                     client.request("HEAD", &path(source), &[], b"").expect_status(200);

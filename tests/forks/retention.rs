@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::support::ending::RaiseOnDrop;
 use super::*;
 
 const SMALL: (&str, &str) = ("Stream-Retention-Max-Bytes", "40");
@@ -16,15 +17,6 @@ fn earliest(server: &mut Server, name: &str) -> usize {
     let head = server.request("HEAD", name, &[], b"").expect_status(200);
     let earliest = head.header("Stream-Earliest-Offset").unwrap_or("0000000000000000_0").to_owned();
     earliest.rsplit('_').next().and_then(|digits| digits.parse().ok()).expect("it is an offset")
-}
-
-/// Ends a thread that works until then.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]
@@ -44,8 +36,7 @@ fn forks_of_a_source_that_is_cut_all_the_time_are_made_and_whole() {
                     tail += 7;
                 }
             });
-            // Also if something panics here: the scope waits for the thread.
-            let _done = Done(&is_done);
+            let _end = RaiseOnDrop(&is_done);
             let mut client = process.client();
             for round in 0..ROUNDS {
                 let name = format!("fork-{round}");
@@ -93,6 +84,7 @@ fn the_start_of_a_source_can_be_forked_however_quickly_it_is_cut() {
                     }
                 });
             }
+            let end = RaiseOnDrop(&is_done);
             let mut client = process.client();
             let source = path("source");
             let headers = [(FORKED_FROM, &*source), (FORK_OFFSET, "-1"), (SUB_OFFSET, "1")];
@@ -101,7 +93,7 @@ fn the_start_of_a_source_can_be_forked_however_quickly_it_is_cut() {
             let statuses: Vec<u16> = (0..20)
                 .map(|round| client.request("PUT", &path(&format!("fork-{round}")), &headers, b"").status)
                 .collect();
-            is_done.store(true, Ordering::Relaxed);
+            drop(end);
             assert_eq!(statuses, [201; 20]);
         });
         for round in 0..20 {

@@ -131,6 +131,7 @@ fn a_204_never_skips_data() {
         create(server, "s", &[TEXT], "");
         std::thread::scope(|threads| {
             threads.spawn(|| {
+                let _guard = server.killed_by_panics();
                 let mut client = server.client();
                 for number in 0..APPENDS {
                     let line = format!("{number}\n");

@@ -24,11 +24,11 @@ mod tail;
 mod wakes;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::ServerProcess;
 use support::dice::Dice;
+use support::ending::RaiseOnDrop;
 use support::http::{Connection, PATIENCE, Response};
 
 /// Longer than any test waits for its reader to be woken, so that a wait never ends by itself.
@@ -117,15 +117,6 @@ fn next_position(response: &Response) -> usize {
 fn current_interval() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("this is after 1970").as_secs();
     (now - 1_728_432_000) / 20
-}
-
-/// Raises a flag when it goes, also by a panic: threads that loop until then would keep a failed test from ending.
-struct RaiseOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for RaiseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// An instant that many seconds from now, for `Stream-Expires-At`.

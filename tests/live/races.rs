@@ -167,7 +167,10 @@ fn race_readers(server: &ServerProcess, name: &str, kind: Kind, write: impl FnOn
                 })
             })
             .collect();
-        threads.spawn(write);
+        threads.spawn(|| {
+            let _guard = server.killed_by_panics();
+            write();
+        });
         readers.into_iter().map(|reader| reader.join().expect("the reader succeeds")).collect()
     });
     let whole = read_pages(server, name, kind);
@@ -310,6 +313,7 @@ fn close_under_appends(server: &ServerProcess, name: &str) {
                 }
             }
         });
+        let _guard = server.killed_by_panics();
         let closed_at = server.client().request("POST", &path(name), &[CLOSED], b"").expect_status(204);
         let (accepted, tail) = appended.join().expect("the writer succeeds");
         assert_eq!(tail, next_position(&closed_at), "the final tail is the one of the closure");
@@ -349,6 +353,7 @@ fn a_deletion_ends_every_reader_behind_a_gapless_beginning() {
                         accepted.store(number + 1, Ordering::Relaxed);
                     }
                 });
+                let _guard = server.killed_by_panics();
                 for _ in 0..round % 7 {
                     get(server, &format!("{name}?offset=now")).expect_status(200);
                 }

@@ -1,7 +1,7 @@
 //! Readers of a stream that is cut under them: they get the right bytes or are told that these are gone, and never anything
 //! else.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use super::*;
@@ -28,19 +28,25 @@ fn position(offset: &str) -> usize {
 }
 
 /// Reads until the writer is done, each page when it is about to be cut. Says how often bytes came, and how often they were
-/// gone. `tail` is where the writer is, and 0 when it is done.
-fn read_on(server: &ServerProcess, live: &str, tail: &AtomicUsize, mut dice: Dice) -> (usize, usize) {
+/// gone. `tail` is where the writer is.
+fn read_on(
+    server: &ServerProcess,
+    live: &str,
+    tail: &AtomicUsize,
+    is_done: &AtomicBool,
+    mut dice: Dice,
+) -> (usize, usize) {
     let mut client = server.client();
     let (mut pages, mut gone) = (0, 0);
     let mut from = "-1".to_owned();
     loop {
         if from != "-1" {
             let due = position(&from) + 50_000 + dice.roll(16_000);
-            while (1..due).contains(&tail.load(Ordering::Relaxed)) {
+            while tail.load(Ordering::SeqCst) < due && !is_done.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_micros(200));
             }
         }
-        let was_done = tail.load(Ordering::Relaxed) == 0;
+        let was_done = is_done.load(Ordering::SeqCst);
         let answer = client.request("GET", &path(&format!("a?offset={from}{live}")), &[], b"");
         match answer.status {
             200 | 204 => {
@@ -74,22 +80,23 @@ fn what_is_read_while_a_stream_is_cut_is_right_or_gone() {
         let cold = if mode == "memory" { &[][..] } else { &COLD };
         let server = &start(mode, &[&SETTINGS, cold].concat());
         create(server, "a", &[JSON, MAX_BYTES], "");
-        let tail = AtomicUsize::new(1);
+        let (tail, is_done) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (pages, gone) = thread::scope(|threads| {
             let readers: Vec<_> = (1_u64..)
                 .zip(["", "", "&live=long-poll"])
                 .map(|(seed, live)| {
-                    let tail = &tail;
-                    threads.spawn(move || read_on(server, live, tail, Dice::new(seed)))
+                    let (tail, is_done) = (&tail, &is_done);
+                    threads.spawn(move || read_on(server, live, tail, is_done, Dice::new(seed)))
                 })
                 .collect();
+            let end = RaiseOnDrop(&is_done);
             let mut client = server.client();
             for append in 0..APPENDS {
                 let body = numbers(append * NUMBERS, NUMBERS);
                 client.request("POST", &path("a"), &[JSON], body.as_bytes()).expect_status(204);
-                tail.store((append + 1) * NUMBERS * NUMBER_BYTES, Ordering::Relaxed);
+                tail.store((append + 1) * NUMBERS * NUMBER_BYTES, Ordering::SeqCst);
             }
-            tail.store(0, Ordering::Relaxed);
+            drop(end);
             let counts = readers.into_iter().map(|reader| reader.join().expect("the reader succeeds"));
             counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
         });

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod dice;
+pub(crate) mod ending;
 pub(crate) mod http;
 pub(crate) mod sse;
 pub(crate) mod tls;
@@ -127,6 +128,12 @@ impl ServerProcess {
         self.keep_output(running);
     }
 
+    /// To be held by each of several threads, if others of them go on for as long as the server answers what it does: one
+    /// that panics takes the server with it, so that the test ends.
+    pub(crate) fn killed_by_panics(&self) -> KillOnPanic<'_> {
+        KillOnPanic(self)
+    }
+
     /// Asks the process to end (SIGTERM) and waits until it has.
     #[track_caller]
     pub(crate) fn terminate(&mut self) -> ExitStatus {
@@ -164,19 +171,6 @@ impl ServerProcess {
     pub(crate) fn restart(&mut self) {
         assert!(self.running.is_none(), "the server still runs");
         self.launch();
-    }
-
-    /// Starts the ended server again on its data and its former port, as clients that reconnect expect.
-    #[track_caller]
-    pub(crate) fn restart_on_same_port(&mut self) {
-        let (_, port) = self.origin.authority.rsplit_once(':').expect("the authority has a port");
-        let port = port.to_owned();
-        let asked = self.environment.iter().find(|(name, _)| name == "DS_SERVER__PORT").cloned();
-        self.set("DS_SERVER__PORT", &port);
-        self.restart();
-        if let Some((name, value)) = asked {
-            self.set(&name, &value);
-        }
     }
 
     /// The value of a variable as the next start will see it.
@@ -242,6 +236,20 @@ impl ServerProcess {
     fn keep_output(&mut self, running: Running) {
         running.stdout.finish();
         self.past_output += &running.stderr.finish();
+    }
+}
+
+/// See [`ServerProcess::killed_by_panics`].
+pub(crate) struct KillOnPanic<'a>(&'a ServerProcess);
+
+impl Drop for KillOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking()
+            && let Some(running) = &self.0.running
+        {
+            // Nobody has waited for the child yet, so the id is its own. It may have ended all the same.
+            let _ = Command::new("kill").args(["-KILL", &running.child.id().to_string()]).status();
+        }
     }
 }
 

@@ -1,10 +1,9 @@
 //! POST with a body, and the order in which it is judged: `protocol.md` §4 and §8.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::contract::Expectations;
-use crate::service::{CLOSED, Caller, Deadline, JSON, Producer, TEXT, in_each_mode, offset, start};
+use crate::service::{CLOSED, Caller, JSON, Producer, TEXT, in_each_mode, offset, start};
 use crate::support::ServerProcess;
 
 in_each_mode!(
@@ -237,7 +236,6 @@ fn query_of_an_append_means_nothing() {
 fn every_response_describes_one_instant() {
     let server = start(&[]);
     Caller::to(&server).create("a", TEXT, "");
-    let is_done = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut caller = Caller::to(&server);
@@ -245,13 +243,11 @@ fn every_response_describes_one_instant() {
                 caller.append("a", TEXT, "0123456789");
             }
             caller.post("a", &[TEXT, CLOSED], "the end").expect_status(204);
-            is_done.store(true, Ordering::Relaxed);
         });
         let mut reader = Caller::to(&server);
-        let deadline = Deadline::start();
         loop {
-            deadline.check();
-            let is_last = is_done.load(Ordering::Relaxed);
+            // A request does not wait for ever, so the writer comes to an end in any case.
+            let is_last = writer.is_finished();
             let page = reader.get("a", &[]).expect_status(200);
             page.expect_header("Stream-Next-Offset", &offset(page.body.len()));
             page.expect_header("Stream-Up-To-Date", "true");

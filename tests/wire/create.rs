@@ -8,6 +8,7 @@ use crate::service::{
     CLOSED, Caller, Deadline, JSON, MODES, Producer, TEXT, in_each_mode, offset, path, start,
 };
 use crate::support::ServerProcess;
+use crate::support::ending::RaiseOnDrop;
 
 in_each_mode!(
     created_stream_is_described_in_the_answer,
@@ -278,6 +279,7 @@ fn late_appends_never_reach_a_stream_created_anew(server: &ServerProcess) {
             let is_done = &is_done;
             scope.spawn(move || append_through_recreations(server, writer, is_done));
         }
+        let _end = RaiseOnDrop(&is_done);
         for _ in 0..20 {
             caller.create("a", TEXT, "");
             let deadline = Deadline::start();
@@ -301,7 +303,6 @@ fn late_appends_never_reach_a_stream_created_anew(server: &ServerProcess) {
                 assert_eq!(records, expected);
             }
         }
-        is_done.store(true, Ordering::Relaxed);
     });
 }
 
@@ -309,9 +310,7 @@ fn late_appends_never_reach_a_stream_created_anew(server: &ServerProcess) {
 fn append_through_recreations(server: &ServerProcess, writer: usize, is_done: &AtomicBool) {
     let mut caller = Caller::to(server);
     let (mut start, mut seq) = (0, 0);
-    let deadline = Deadline::start();
     while !is_done.load(Ordering::Relaxed) {
-        deadline.check();
         let producer = Producer::new(&writer.to_string(), 0, seq);
         let answer = caller.post("a", &producer.with(&[TEXT]), format!("{writer} {start} {seq}\n"));
         match answer.status {

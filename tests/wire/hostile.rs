@@ -168,6 +168,55 @@ fn broken_http_is_answered_with_a_problem_and_others_are_served() {
 }
 
 #[test]
+fn bodies_that_are_coded_below_their_framing_are_refused_and_nothing_of_them_is_a_request() {
+    let server = start(&[]);
+    let mut caller = Caller::to(&server);
+    caller.create("a", TEXT, "abc");
+    // The content looks like a request, to whoever ends the body too early.
+    let hidden = "DELETE /v1/stream/a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let body = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
+    for codings in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: GZIP,chunked",
+        "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    ] {
+        for (method, name) in [("POST", "a"), ("PUT", "b")] {
+            let target = path(name);
+            let mut connection = connect(&server);
+            let head =
+                format!("{method} {target} HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\n{codings}");
+            let request = format!("{head}\r\n\r\n{body}");
+            connection.send_raw(request.as_bytes()).expect("a new connection takes bytes");
+            let answer = connection.read_response(method).expect("there is an answer");
+            crate::contract::check(&answer, method, &target);
+            let is_last = answer.header("Connection") == Some("close");
+            answer.expect_refusal("UNSUPPORTED_ENCODING");
+            if is_last {
+                assert!(connection.is_closed_by_server(), "{codings}");
+            } else {
+                let next = connection.request("HEAD", &path("a"), &[], b"").expect("there is an answer");
+                next.expect_status(200).expect_header("Stream-Next-Offset", &offset(3));
+            }
+        }
+    }
+    // Without its framing last nobody can tell where a body ends.
+    for codings in ["gzip", "chunked, gzip"] {
+        let request = format!(
+            "POST /v1/stream/a HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nTransfer-Encoding: {codings}\r\n\r\n{hidden}"
+        );
+        let mut connection = connect(&server);
+        connection.send_raw(request.as_bytes()).expect("a new connection takes bytes");
+        let answer = connection.read_response("POST").expect("there is an answer");
+        answer.expect_refusal("BAD_REQUEST").expect_header("Connection", "close");
+        assert!(connection.is_closed_by_server(), "{codings}");
+    }
+    assert_eq!(caller.content("a"), "abc");
+    caller.assert_absent("b");
+}
+
+#[test]
 fn heads_that_are_too_large_are_told_apart() {
     let server = start(&[("DS_LIMITS__MAX_HEADER_BYTES", "8KiB")]);
     let mut caller = Caller::to(&server);

@@ -223,6 +223,7 @@ fn pages_read_while_data_is_appended_join_without_gap_or_overlap() {
         let record = |index: usize| format!(r#"{{"n":{index},"pad":"{}"}}"#, "x".repeat(index * 7 % 300));
         thread::scope(|scope| {
             scope.spawn(|| {
+                let _guard = server.killed_by_panics();
                 let mut caller = Caller::to(&server);
                 for index in 0..150 {
                     caller.append("a", JSON, record(index));
@@ -232,12 +233,15 @@ fn pages_read_while_data_is_appended_join_without_gap_or_overlap() {
             let mut reader = Caller::to(&server);
             let mut read = Vec::new();
             let mut next = offset(0);
-            let deadline = Deadline::start();
+            let mut deadline = Deadline::start();
             loop {
                 deadline.check();
                 let some = pages(&mut reader, "a", &next);
                 read.push(messages(&some));
                 let last = &some[some.len() - 1];
+                if last.next_offset() != next {
+                    deadline = Deadline::start();
+                }
                 next = last.next_offset();
                 if last.header("Stream-Closed").is_some() {
                     break;

@@ -3,19 +3,24 @@
 mod files;
 mod room;
 mod settling;
+mod timing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::Receiver;
 
 use self::files::Files;
+use super::traffic::Traffic;
+use super::worker::COMMIT_BYTES_MAX;
 use super::*;
 use crate::storage::backup::LogSnapshot;
 use crate::storage::segment::SegmentMeta;
-use crate::storage::{Checkpoint, DiskRoom, RoomRule};
+use crate::storage::{DiskRoom, OpenedShard, RoomRule, StorageError};
 
 const SETTLED_DISK_BYTES: u64 = 7;
 /// How long something that has to happen may take.
@@ -190,6 +195,10 @@ struct Setup {
     free: Option<u64>,
     rewrite_bytes_per_sec: u64,
     files: Files,
+    /// Pause after the first failure.
+    write_delay: Duration,
+    /// The time by which traffic is judged; without one, the real one.
+    clock: Option<Arc<Mutex<Instant>>>,
 }
 
 impl Setup {
@@ -221,8 +230,13 @@ impl Setup {
         let mut watch = RoomWatch::new(SHARD, rule);
         watch.look(&*log);
         let pace = RewritePace { bytes_per_sec: self.rewrite_bytes_per_sec, shards: 1 };
-        let committer =
-            Committer::spawn(SHARD, opener, log, Arc::clone(&segments), pace, watch, report).unwrap();
+        let (committer, mut worker) =
+            Committer::prepare(SHARD, opener, log, Arc::clone(&segments), pace, watch, report).unwrap();
+        worker.write_delay = self.write_delay;
+        if let Some(clock) = self.clock {
+            worker.traffic = Traffic::new(Box::new(move || *clock.lock().unwrap()));
+        }
+        worker.spawn().unwrap();
         Rig { committer, below, segments, began, turns, completions }
     }
 }
@@ -282,6 +296,15 @@ impl Rig {
                 disk.room.unwrap().bytes()
             }
             other => panic!("expected to hear of the disk, got {other:?}"),
+        }
+    }
+
+    /// Waits until nothing is left to be reclaimed.
+    fn wait_for_reclaims(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while *self.below.doomed.lock().unwrap() > 0 {
+            assert!(Instant::now() < deadline, "an idle shard reclaims");
+            thread::yield_now();
         }
     }
 
@@ -385,9 +408,7 @@ fn each_failure_counts_for_itself() {
 #[test]
 fn an_idle_shard_reclaims_until_nothing_is_left() {
     let rig = Rig::new(false, [], 0, 2);
-    while *rig.below.doomed.lock().unwrap() > 0 {
-        thread::yield_now();
-    }
+    rig.wait_for_reclaims();
     rig.submit([1]);
     rig.expect_durable(1);
     let events = rig.below.events.lock().unwrap();
@@ -403,9 +424,7 @@ fn removing_streams_makes_an_idle_shard_look_again() {
     let checkpoint = Checkpoint { removed: vec![9], ..Checkpoint::default() };
     rig.committer.submit(Group { seq: 2, checkpoint: Some(checkpoint), ..Group::default() });
     rig.expect_durable(2);
-    while *rig.below.doomed.lock().unwrap() > 0 {
-        thread::yield_now();
-    }
+    rig.wait_for_reclaims();
 }
 
 #[test]

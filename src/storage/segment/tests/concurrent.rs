@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use super::ending::RaiseOnDrop;
 use super::*;
 
 const STREAMS: u64 = 6;
@@ -18,13 +19,7 @@ fn readers_find_every_byte_while_segments_are_replaced_and_removed() {
     let (settled, stop) = (&settled[..], &AtomicBool::new(false));
     thread::scope(|scope| {
         // However this ends, readers do.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
-        let _stop = Stop(stop);
+        let _stop = RaiseOnDrop(stop);
         for reader in 0..3 {
             scope.spawn(move || read_on(store, settled, stop, reader));
         }

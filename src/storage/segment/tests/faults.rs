@@ -100,3 +100,34 @@ fn an_opening_that_fails_can_be_repeated() {
     assert!(calls >= 10, "{calls}");
     check_read(&opened.unwrap(), 1, 0..200);
 }
+
+#[test]
+fn reads_close_what_is_kept_open_when_there_are_no_descriptors_left() {
+    let (watched, _, store) = watched();
+    for stream in 0..8 {
+        settle(&store, vec![run(stream, 0, &[10])]);
+    }
+    for stream in 0..6 {
+        check_read(&store, stream, 0..10);
+    }
+    assert_eq!(store.descriptors.kept_open(), 6);
+    // As many as are open already, then fewer: something else of the process has taken them.
+    for allowed in [6, 2, 1] {
+        watched.allow_open_files(allowed);
+        for stream in 0..8 {
+            check_read(&store, stream, 0..10);
+            assert_eq!(store.boundary_at_or_before(stream, 9).unwrap(), 0);
+        }
+        assert_eq!((watched.open_files(), store.descriptors.kept_open()), (allowed, allowed));
+    }
+    watched.allow_open_files(0);
+    check_read(&store, 7, 0..10);
+    let Err(StorageError::Io { source, .. }) = read(&store, 0, 0..10) else {
+        panic!("nothing was left to be closed");
+    };
+    assert_eq!(rustix::io::Errno::from_io_error(&source), Some(rustix::io::Errno::MFILE));
+    watched.allow_open_files(1);
+    for stream in 0..8 {
+        check_read(&store, stream, 0..10);
+    }
+}

@@ -2,6 +2,8 @@
 
 mod concurrent;
 mod damage;
+#[path = "../../../../tests/support/ending.rs"]
+mod ending;
 mod faults;
 mod format;
 mod holding;

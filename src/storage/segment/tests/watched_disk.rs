@@ -1,4 +1,4 @@
-//! A disk that counts calls and open files, and fails when it is told to.
+//! A disk that counts calls and open files, fails when it is told to, and opens only so many files.
 
 use std::io;
 use std::path::Path;
@@ -13,12 +13,25 @@ pub(super) struct WatchedDisk {
     counts: Arc<Counts>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
     open: AtomicUsize,
+    /// No more files than that may be open.
+    open_max: AtomicUsize,
     calls: AtomicU64,
     /// The number of the call that fails; 0 = none.
     failing: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            open_max: AtomicUsize::new(usize::MAX),
+            calls: AtomicU64::new(0),
+            failing: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Counts {
@@ -40,6 +53,11 @@ impl WatchedDisk {
         self.counts.open.load(Ordering::SeqCst)
     }
 
+    /// From now on opening fails while that many files are open, as it does for a process that has no descriptors left.
+    pub(super) fn allow_open_files(&self, max: usize) {
+        self.counts.open_max.store(max, Ordering::SeqCst);
+    }
+
     pub(super) fn calls(&self) -> u64 {
         self.counts.calls.load(Ordering::SeqCst)
     }
@@ -57,6 +75,9 @@ impl WatchedDisk {
 impl Disk for WatchedDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         self.counts.call()?;
+        if self.open_files() >= self.counts.open_max.load(Ordering::SeqCst) {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let file = self.disk.open(path, mode)?;
         self.counts.open.fetch_add(1, Ordering::SeqCst);
         Ok(Arc::new(WatchedFile { file, counts: Arc::clone(&self.counts) }))
