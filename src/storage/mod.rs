@@ -14,6 +14,7 @@
 //!
 //! * `codec`: the integers, strings and options that both formats below are made of.
 //! * `frame`: the journal's frames, byte for byte.
+//! * `pieces`: bytes on their way to the disk, of which large ones are shared.
 //! * `record`: a stream's checkpointed state, byte for byte.
 //! * `tail`: the recent bytes of a stream in RAM.
 //! * `committer`: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
@@ -38,6 +39,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use layout::DataDirectory;
+use pieces::Pieces;
 pub use room::{DiskRoom, FreeSpaceProbe};
 pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
 pub(crate) use segment::SegmentMeta;
@@ -53,6 +55,7 @@ pub(crate) mod frame;
 pub(crate) mod generation;
 pub(crate) mod layout;
 pub(crate) mod offline;
+pub(crate) mod pieces;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod reserve;
@@ -70,7 +73,7 @@ pub(crate) struct Group {
     /// Number of the group, strictly increasing within a shard, across restarts.
     pub(crate) seq: u64,
     /// Encoded frames, one after the other. May be empty when only a checkpoint is carried.
-    pub(crate) frames: Vec<u8>,
+    pub(crate) frames: Pieces,
     /// What becomes part of the catalog in the same atomic step, or right after it.
     pub(crate) checkpoint: Option<Checkpoint>,
     /// Another shard relies on it: it has to survive a power cut when it is reported, whatever the mode.

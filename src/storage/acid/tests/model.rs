@@ -115,7 +115,7 @@ impl Model {
             self.groups.insert(seq, frames.clone().into());
         }
         let checkpoint = plan.checkpoint.as_ref().map(|plan| self.apply_checkpoint(seq, plan));
-        let mut group = Group { seq, frames, checkpoint, ..Group::default() };
+        let mut group = Group { seq, frames: frames.into(), checkpoint, ..Group::default() };
         prepare(segments, &mut group)?;
         if let Some(checkpoint) = &mut group.checkpoint {
             self.segments.extend(checkpoint.segments_added.iter().map(|added| (added.id, *added)));
