@@ -5,6 +5,7 @@
 //! nobody waits for somebody who waits. Each buffer of the page carries its part of the room and gives it back by being
 //! dropped, wherever that happens; so the layers above deal in plain [`Bytes`].
 
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -181,7 +182,7 @@ impl ReadTarget for Blocks {
         while !piece.is_empty() {
             if !self.is_open {
                 let bytes = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES));
-                self.blocks.push(Block { bytes, parts: vec![0..0] });
+                self.blocks.push(Block { bytes, parts: iter::once(0..0).collect() });
                 self.is_open = true;
             }
             let Block { bytes, parts } = self.blocks.last_mut().expect("one is open");
