@@ -2,12 +2,15 @@
 
 use bytes::Bytes;
 
+use crate::storage::pieces::Pieces;
 use crate::storage::{StorageError, frame};
 use crate::stream::event::Event;
 
 /// Appends the journal's frame of an event of a stream to `out`.
 pub fn encode_frame(out: &mut Vec<u8>, stream: u64, event: &Event) {
-    frame::encode(out, stream, event);
+    let mut pieces = Pieces::from(std::mem::take(out));
+    frame::encode(&mut pieces, stream, event);
+    *out = pieces.into_vec();
 }
 
 /// Streams and events of the journal's frames, in order.

@@ -20,6 +20,7 @@ pub use crate::protocol::retention::Retention;
 pub use crate::stream::command::{
     AppendRequest, Appended, Body, CreateRequest, Created, ForkAnchor, ForkRequest,
 };
+pub use crate::stream::event::LARGE_PAYLOAD_BYTES;
 pub use crate::stream::producer::ProducerTag;
 pub use crate::stream::refusal::{AppendRefusal, CreateRefusal, LookupRefusal};
 

@@ -5,6 +5,8 @@
 //! nobody waits for somebody who waits. Each buffer of the page carries its part of the room and gives it back by being
 //! dropped, wherever that happens; so the layers above deal in plain [`Bytes`].
 
+use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::api::Unavailable;
+use crate::storage::{READ_BUFFER_BYTES, ReadTarget};
 
 /// What room is counted in.
 const UNIT_BYTES: u64 = 4 * 1024;
@@ -23,7 +26,7 @@ pub(super) const WAIT: Duration = Duration::from_secs(2);
 const PAGES_LEFT_MIN: u64 = 64;
 /// Pages do not get smaller than this.
 const PAGE_BYTES_MIN: u64 = 64 * 1024;
-/// Bytes that are let go together.
+/// Content that is let go together.
 const BLOCK_BYTES: usize = 64 * 1024;
 /// Reads at one time, for each shard. More make no disk faster, but each is a thread, and keeps some memory after it.
 const READS_PER_SHARD: usize = 8;
@@ -105,18 +108,17 @@ impl Room {
         let mut left: u64 = gathered.blocks.iter().map(|block| block.len() as u64).sum();
         let all = units(left).min(self.room.num_permits() as u64);
         let mut held = Vec::with_capacity(gathered.blocks.len());
-        for mut block in gathered.blocks {
-            if block.len() < block.capacity() / 2 {
-                block.shrink_to_fit();
+        for Block { mut bytes, parts } in gathered.blocks {
+            if bytes.len() < bytes.capacity() / 2 {
+                bytes.shrink_to_fit();
             }
             // Counted from the end, so that of a page that is larger than the budget the last blocks hold it.
             let before = units(left).min(all);
-            left -= block.len() as u64;
+            left -= parts.iter().map(|part| part.len() as u64).sum::<u64>();
             let share = (before - units(left).min(all)) as usize;
             let room = self.room.split(share).expect("the shares of a page add up to no more than its room");
-            if !block.is_empty() {
-                held.push(Bytes::from_owner(HeldBlock { block, _room: room }));
-            }
+            let whole = Bytes::from_owner(HeldBlock { bytes, _room: room });
+            held.extend(parts.into_iter().map(|part| whole.slice(part)));
         }
         held
     }
@@ -124,52 +126,83 @@ impl Room {
 
 /// The owner of a buffer's bytes.
 struct HeldBlock {
-    block: Vec<u8>,
+    bytes: Vec<u8>,
     _room: OwnedSemaphorePermit,
 }
 
 impl AsRef<[u8]> for HeldBlock {
     fn as_ref(&self) -> &[u8] {
-        &self.block
+        &self.bytes
     }
 }
 
 /// Bytes being gathered, in blocks of [`BLOCK_BYTES`].
 #[derive(Debug)]
 pub(super) struct Blocks {
-    blocks: Vec<Vec<u8>>,
-    /// Index of the first block that has room.
-    open: usize,
+    blocks: Vec<Block>,
+    /// The last block is one that pieces are copied into.
+    is_open: bool,
+    /// Empty buffers for blocks to come.
+    spare: Vec<Vec<u8>>,
+}
+
+/// Bytes that are let go together.
+#[derive(Debug)]
+struct Block {
+    bytes: Vec<u8>,
+    /// What counts of them, in order.
+    parts: Vec<Range<usize>>,
+}
+
+impl Block {
+    /// Bytes that count.
+    fn len(&self) -> usize {
+        self.parts.iter().map(Range::len).sum()
+    }
 }
 
 impl Blocks {
-    /// Makes room for `bytes`. To be called on the thread that will let go of them: an allocator keeps what one thread
+    /// Makes room for `bytes`, and for what a reader has around them. To be called on the thread that will let go of them: an allocator keeps what one thread
     /// allocates and another one frees.
     pub(super) fn with_capacity(bytes: u64) -> Self {
-        let mut left = bytes;
-        let mut blocks = Vec::with_capacity(left.div_ceil(BLOCK_BYTES as u64) as usize);
-        while left > 0 {
-            let block = left.min(BLOCK_BYTES as u64);
-            blocks.push(Vec::with_capacity(block as usize));
-            left -= block;
+        let block_bytes = BLOCK_BYTES as u64;
+        let mut spare: Vec<_> =
+            (0..bytes / block_bytes).map(|_| Vec::with_capacity(READ_BUFFER_BYTES)).collect();
+        let rest = (bytes % block_bytes) as usize;
+        if rest > 0 {
+            // Lent last.
+            spare.insert(0, Vec::with_capacity(rest));
         }
-        Self { blocks, open: 0 }
+        Self { blocks: Vec::with_capacity(spare.len()), is_open: false, spare }
     }
+}
 
-    /// Adds `piece` at the end.
-    pub(super) fn push(&mut self, mut piece: &[u8]) {
+impl ReadTarget for Blocks {
+    fn push(&mut self, mut piece: &[u8]) {
         while !piece.is_empty() {
-            if self.open == self.blocks.len() {
-                self.blocks.push(Vec::with_capacity(BLOCK_BYTES));
+            if !self.is_open {
+                let bytes = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES));
+                self.blocks.push(Block { bytes, parts: iter::once(0..0).collect() });
+                self.is_open = true;
             }
-            let block = &mut self.blocks[self.open];
-            let (now, later) = piece.split_at(piece.len().min(block.capacity() - block.len()));
-            block.extend_from_slice(now);
-            if block.len() == block.capacity() {
-                self.open += 1;
-            }
+            let Block { bytes, parts } = self.blocks.last_mut().expect("one is open");
+            let size = bytes.capacity().min(BLOCK_BYTES);
+            let (now, later) = piece.split_at(piece.len().min(size - bytes.len()));
+            bytes.extend_from_slice(now);
+            parts[0].end = bytes.len();
+            self.is_open = bytes.len() < size;
             piece = later;
         }
+    }
+
+    fn lend(&mut self) -> Vec<u8> {
+        let spare = self.spare.pop_if(|buffer| buffer.capacity() >= READ_BUFFER_BYTES);
+        spare.unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
+    }
+
+    fn take(&mut self, buffer: Vec<u8>, parts: Vec<Range<usize>>) {
+        self.blocks.push(Block { bytes: buffer, parts });
+        self.is_open = false;
     }
 }
 
@@ -220,6 +253,32 @@ mod tests {
             }
             assert_eq!(free(&budget), 8 * MIB);
         }
+    }
+
+    #[tokio::test]
+    async fn blocks_that_were_lent_stand_between_copied_pieces_and_hold_what_counts_of_them() {
+        let budget = ReadBudget::new(MIB, 1);
+        let mut room = take(&budget, 300_000).await.unwrap();
+        let mut blocks = Blocks::with_capacity(300_000);
+        let mut expected = Vec::new();
+        for turn in 0..3_u8 {
+            let piece = vec![turn; 20_000];
+            blocks.push(&piece);
+            expected.extend_from_slice(&piece);
+            let mut lent = blocks.lend();
+            assert!(lent.is_empty() && lent.capacity() >= READ_BUFFER_BYTES);
+            lent.extend((0..READ_BUFFER_BYTES).map(|at| (at % 250) as u8));
+            let parts = vec![8..32_000, 32_100..BLOCK_BYTES];
+            parts.iter().for_each(|part| expected.extend_from_slice(&lent[part.clone()]));
+            blocks.take(lent, parts);
+        }
+        let held = room.hold(blocks);
+        drop(room);
+        assert_eq!(held.concat(), expected);
+        assert_eq!(held.len(), 9);
+        assert_eq!(free(&budget), MIB - units(expected.len() as u64) * UNIT_BYTES);
+        drop(held);
+        assert_eq!(free(&budget), MIB);
     }
 
     #[tokio::test]

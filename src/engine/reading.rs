@@ -384,7 +384,7 @@ impl DiskRead {
         }
         let end = self.end(room_bytes)?;
         if end > self.from {
-            self.reader.read(self.stream, self.from, end, &mut |piece| blocks.push(piece))?;
+            self.reader.read_into(self.stream, self.from, end, &mut blocks)?;
         }
         Ok((blocks, end))
     }

@@ -4,6 +4,7 @@
 //! read), the length as it comes in, the pause between two pieces, and the bytes of all bodies that are under way at one
 //! time. A body that has arrived by the time it is asked for, as small ones have, costs neither a timer nor a counter.
 
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, HttpBody};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use axum::http::{HeaderMap, Version};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use crate::config::LimitsConfig;
@@ -28,9 +29,11 @@ const INLINE_JSON_BYTES_MAX: usize = 256 * 1024;
 /// Least speed of a body that takes long, in bytes a second on average: else a few clients that send a byte now and
 /// then could keep the budget from everybody else.
 const BYTES_PER_SEC_MIN: u64 = 32 * 1024;
-/// Room that is made at once for a body of declared length; longer ones grow as they come. Little, because room may be
-/// resident before anything is in it (allocators use huge pages), and only what has come counts against the budget.
-const FIRST_ROOM_BYTES_MAX: u64 = 64 * 1024;
+/// A piece of at least this size waits as it is for those behind it. Smaller ones are gathered, as each may keep a whole
+/// receive buffer, and only what has come counts against the budget.
+const KEPT_PIECE_BYTES_MIN: usize = 32 * 1024;
+/// Size to which they are gathered.
+const GATHERED_BYTES: usize = 64 * 1024;
 /// A body that nobody asked for is read and dropped up to this size, so that its connection stays in use.
 const DISCARDED_BYTES_MAX: usize = 64 * 1024;
 /// Time such a body may take altogether.
@@ -108,7 +111,7 @@ impl Upload {
         self.is_finished
     }
 
-    /// Takes the body whole. Empty if there is none.
+    /// Takes the body whole. Empty if there is none. In memory of its own if it is large: it may stay.
     pub(super) async fn receive(&mut self, limits: &BodyLimits) -> Result<Bytes, Problem> {
         if self.is_finished {
             return Ok(Bytes::new());
@@ -129,7 +132,11 @@ impl Upload {
             return Err(too_large(limits));
         }
         if self.is_finished {
-            return Ok(first);
+            return Ok(if first.len() < api::LARGE_PAYLOAD_BYTES {
+                first
+            } else {
+                Bytes::copy_from_slice(&first)
+            });
         }
         self.collect(first, limits).await
     }
@@ -137,28 +144,22 @@ impl Upload {
     /// Receives what comes behind `first`.
     async fn collect(&mut self, first: Bytes, limits: &BodyLimits) -> Result<Bytes, Problem> {
         let mut share = BudgetShare { budget: Arc::clone(&limits.budget), bytes: 0 };
-        share.grow(first.len())?;
         let begun = Instant::now();
-        let Some(mut piece) = self.next_piece(limits).await? else { return Ok(first) };
-        let room = self.declared.unwrap_or(0).min(FIRST_ROOM_BYTES_MAX);
-        let mut whole = BytesMut::with_capacity((room as usize).max(first.len() + piece.len()));
-        whole.extend_from_slice(&first);
-        drop(first);
-        loop {
-            if (whole.len() + piece.len()) as u64 > limits.bytes_max {
+        let mut received = Received::default();
+        let mut next = Some(first);
+        while let Some(piece) = next {
+            if (received.bytes + piece.len()) as u64 > limits.bytes_max {
                 return Err(too_large(limits));
             }
             share.grow(piece.len())?;
-            whole.extend_from_slice(&piece);
-            let allowed = limits.pause_max + Duration::from_secs(whole.len() as u64 / BYTES_PER_SEC_MIN);
+            received.push(piece);
+            let allowed = limits.pause_max + Duration::from_secs(received.bytes as u64 / BYTES_PER_SEC_MIN);
             if begun.elapsed() > allowed {
                 return Err(too_slow());
             }
-            match self.next_piece(limits).await? {
-                Some(next) => piece = next,
-                None => return Ok(whole.freeze()),
-            }
+            next = self.next_piece(limits).await?;
         }
+        Ok(received.join())
     }
 
     /// Next piece that holds bytes; `None` at the end.
@@ -219,6 +220,39 @@ impl Upload {
                 }
             }
         }
+    }
+}
+
+/// What has come of a body. It is put together once all of it is there: a buffer that grew with it would be copied time and
+/// again.
+#[derive(Debug, Default)]
+struct Received {
+    pieces: Vec<Bytes>,
+    gathered: Vec<u8>,
+    bytes: usize,
+}
+
+impl Received {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        let is_kept = piece.len() >= KEPT_PIECE_BYTES_MIN;
+        if !self.gathered.is_empty() && (is_kept || self.gathered.len() + piece.len() > GATHERED_BYTES) {
+            self.pieces.push(mem::take(&mut self.gathered).into());
+        }
+        if is_kept {
+            self.pieces.push(piece);
+        } else {
+            self.gathered.extend_from_slice(&piece);
+        }
+    }
+
+    fn join(self) -> Bytes {
+        let mut whole = Vec::with_capacity(self.bytes);
+        for piece in self.pieces {
+            whole.extend_from_slice(&piece);
+        }
+        whole.extend_from_slice(&self.gathered);
+        whole.into()
     }
 }
 
@@ -288,6 +322,21 @@ mod tests {
         assert_eq!(receive(Body::from("abcdef"), &limits).await.unwrap(), "abcdef");
         assert_eq!(receive(chunked(&[]), &limits).await.unwrap(), "");
         assert_eq!(receive(chunked(&["", "ab", "", "cd", "ef"]), &limits).await.unwrap(), "abcdef");
+    }
+
+    #[test]
+    fn pieces_large_and_small_are_put_together_in_order() {
+        let sizes =
+            [1, KEPT_PIECE_BYTES_MIN, 5, KEPT_PIECE_BYTES_MIN - 1, KEPT_PIECE_BYTES_MIN - 1, 9, 100_000, 3];
+        let (mut received, mut expected) = (Received::default(), Vec::new());
+        for (index, size) in sizes.into_iter().enumerate() {
+            let piece = vec![index as u8; size];
+            expected.extend_from_slice(&piece);
+            received.push(piece.into());
+        }
+        assert_eq!(received.bytes, expected.len());
+        assert!(received.pieces.iter().all(|piece| piece.len() <= GATHERED_BYTES || piece.len() == 100_000));
+        assert_eq!(received.join(), expected);
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use bytes::Bytes;
 
 use crate::storage::StorageError;
 use crate::storage::codec::{Put, Take};
+use crate::storage::pieces::Pieces;
 use crate::stream::event::{Append, Creation, Event};
 
 const CREATED: u8 = 1;
@@ -39,18 +40,22 @@ const FLAG_RETENTION: u8 = 4;
 const FLAG_PRODUCER: u8 = 2;
 const FLAG_STREAM_SEQ: u8 = 4;
 
-/// Appends one frame to `out`.
-pub(crate) fn encode(out: &mut Vec<u8>, stream: u64, event: &Event) {
+/// Appends one frame to `pieces`.
+pub(crate) fn encode(pieces: &mut Pieces, stream: u64, event: &Event) {
+    let out = pieces.small_mut();
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
+    let mut payload = None;
     match event {
         Event::Created(creation) => {
             head(out, CREATED, stream);
             encode_creation(out, creation);
+            payload = Some(&creation.payload);
         }
         Event::Appended(append) => {
             head(out, APPENDED, stream);
             encode_append(out, append);
+            payload = Some(&append.payload);
         }
         Event::Renewed { at_ms } => {
             head(out, RENEWED, stream);
@@ -71,8 +76,12 @@ pub(crate) fn encode(out: &mut Vec<u8>, stream: u64, event: &Event) {
             out.put_varint(*earliest);
         }
     }
-    let length = u32::try_from(out.len() - start - 4).expect("a request body is far below 4 GiB");
+    let length = out.len() - start - 4 + payload.map_or(0, |payload| payload.len());
+    let length = u32::try_from(length).expect("a request body is far below 4 GiB");
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    if let Some(payload) = payload {
+        pieces.put_content(payload);
+    }
 }
 
 fn head(out: &mut Vec<u8>, kind: u8, stream: u64) {
@@ -94,7 +103,6 @@ fn encode_creation(out: &mut Vec<u8>, creation: &Creation) {
     if let Some(settings) = &creation.retention {
         out.put_retention(settings);
     }
-    out.put_slice(&creation.payload);
 }
 
 fn encode_append(out: &mut Vec<u8>, append: &Append) {
@@ -113,7 +121,6 @@ fn encode_append(out: &mut Vec<u8>, append: &Append) {
     if let Some(seq) = &append.stream_seq {
         out.put_string(seq);
     }
-    out.put_slice(&append.payload);
 }
 
 /// Decodes all frames of a group, in order.
@@ -277,11 +284,11 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(events in prop::collection::vec((any::<u64>(), event()), 0..8)) {
-            let mut frames = Vec::new();
+            let mut frames = Pieces::default();
             for (stream, event) in &events {
                 encode(&mut frames, *stream, event);
             }
-            prop_assert_eq!(decode_all(frames.into()).unwrap(), events);
+            prop_assert_eq!(decode_all(frames.into_vec().into()).unwrap(), events);
         }
 
         #[test]
@@ -291,8 +298,9 @@ pub(crate) mod tests {
             value in any::<u8>(),
             cut in any::<prop::sample::Index>(),
         ) {
-            let mut frame = Vec::new();
+            let mut frame = Pieces::default();
             encode(&mut frame, 1, &event);
+            let mut frame = frame.into_vec();
             let cut = cut.index(frame.len());
             prop_assert!(cut == 0 || decode_all(Bytes::copy_from_slice(&frame[..cut])).is_err());
             let at = at.index(frame.len());
@@ -310,11 +318,11 @@ pub(crate) mod tests {
             close: true,
             at_ms: -1,
         };
-        let mut frame = Vec::new();
+        let mut frame = Pieces::default();
         encode(&mut frame, 5, &Event::Appended(append));
-        assert_eq!(frame, [11, 0, 0, 0, 2, 5, 1, 3, 1, b'p', 1, 0xac, 2, b'x', b'y']);
-        let mut frame = Vec::new();
+        assert_eq!(frame.into_vec(), [11, 0, 0, 0, 2, 5, 1, 3, 1, b'p', 1, 0xac, 2, b'x', b'y']);
+        let mut frame = Pieces::default();
         encode(&mut frame, 5, &Event::Trimmed { earliest: 300 });
-        assert_eq!(frame, [4, 0, 0, 0, 8, 5, 0xac, 2]);
+        assert_eq!(frame.into_vec(), [4, 0, 0, 0, 8, 5, 0xac, 2]);
     }
 }

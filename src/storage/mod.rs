@@ -14,6 +14,7 @@
 //!
 //! * `codec`: the integers, strings and options that both formats below are made of.
 //! * `frame`: the journal's frames, byte for byte.
+//! * `pieces`: bytes on their way to the disk, of which large ones are shared.
 //! * `record`: a stream's checkpointed state, byte for byte.
 //! * `tail`: the recent bytes of a stream in RAM.
 //! * `committer`: the commit thread: batches what queued up, reports what is durable, reopens after a failure.
@@ -32,16 +33,18 @@
 //! Storage knows stream ids, positions and opaque bytes. It knows no protocol rules and no runtime.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use layout::DataDirectory;
+use pieces::Pieces;
 pub use room::{DiskRoom, FreeSpaceProbe};
 pub(crate) use room::{DiskUse, RoomRule, RoomWatch};
-pub(crate) use segment::SegmentMeta;
 use segment::{PreparedSegment, SegmentStore, StoreLimits};
+pub(crate) use segment::{READ_BUFFER_BYTES, SegmentMeta};
 
 pub mod acid;
 pub mod backup;
@@ -53,6 +56,7 @@ pub(crate) mod frame;
 pub(crate) mod generation;
 pub(crate) mod layout;
 pub(crate) mod offline;
+pub(crate) mod pieces;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod reserve;
@@ -70,7 +74,7 @@ pub(crate) struct Group {
     /// Number of the group, strictly increasing within a shard, across restarts.
     pub(crate) seq: u64,
     /// Encoded frames, one after the other. May be empty when only a checkpoint is carried.
-    pub(crate) frames: Vec<u8>,
+    pub(crate) frames: Pieces,
     /// What becomes part of the catalog in the same atomic step, or right after it.
     pub(crate) checkpoint: Option<Checkpoint>,
     /// Another shard relies on it: it has to survive a power cut when it is reported, whatever the mode.
@@ -237,8 +241,26 @@ pub(crate) trait ColdReader: Send + Sync + fmt::Debug {
     /// Hands the settled bytes `from..to` of a stream to `take`, in order and in pieces of any size.
     /// [`StorageError::Missing`] if any of them is not there; what was handed out before is of no use then.
     fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError>;
+    /// The same with buffers that the target lends: what fills one of them is not copied.
+    fn read_into(
+        &self,
+        stream: u64,
+        from: u64,
+        to: u64,
+        target: &mut dyn ReadTarget,
+    ) -> Result<(), StorageError>;
     /// The greatest position at or below `position` that is known to be a message boundary.
     fn boundary_at_or_before(&self, stream: u64, position: u64) -> Result<u64, StorageError>;
+}
+
+/// What a [`ColdReader`] reads into. The bytes that it is given are those that were asked for, in order.
+pub(crate) trait ReadTarget {
+    /// Adds a copy of `piece`.
+    fn push(&mut self, piece: &[u8]);
+    /// Lends an empty buffer, with room for [`READ_BUFFER_BYTES`].
+    fn lend(&mut self) -> Vec<u8>;
+    /// Takes back a buffer that was lent, and adds these parts of it.
+    fn take(&mut self, buffer: Vec<u8>, parts: Vec<Range<usize>>);
 }
 
 #[cfg(test)]
@@ -248,6 +270,37 @@ impl dyn ColdReader + '_ {
         let mut whole = Vec::new();
         self.read(stream, from, to, &mut |piece| whole.extend_from_slice(piece))?;
         Ok(whole)
+    }
+
+    /// The same, after comparing it with what [`Self::read_into`] gives.
+    pub(crate) fn read_both_ways(&self, stream: u64, from: u64, to: u64) -> Result<Vec<u8>, StorageError> {
+        let mut whole = Vec::new();
+        let outcome = self.read(stream, from, to, &mut |piece| whole.extend_from_slice(piece));
+        let mut target = WholeTarget::default();
+        let again = self.read_into(stream, from, to, &mut target);
+        assert_eq!(again.is_ok(), outcome.is_ok(), "{again:?}, {outcome:?}");
+        outcome?;
+        assert!(target.0 == whole, "both ways to read give the same");
+        Ok(whole)
+    }
+}
+
+#[cfg(test)]
+#[derive(Default)]
+struct WholeTarget(Vec<u8>);
+
+#[cfg(test)]
+impl ReadTarget for WholeTarget {
+    fn push(&mut self, piece: &[u8]) {
+        self.0.extend_from_slice(piece);
+    }
+
+    fn lend(&mut self) -> Vec<u8> {
+        Vec::with_capacity(READ_BUFFER_BYTES)
+    }
+
+    fn take(&mut self, buffer: Vec<u8>, parts: Vec<Range<usize>>) {
+        parts.into_iter().for_each(|part| self.0.extend_from_slice(&buffer[part]));
     }
 }
 

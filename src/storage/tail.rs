@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::protocol::json;
-use crate::stream::event::Payload;
+use crate::stream::event::{LARGE_PAYLOAD_BYTES, Payload};
 
 /// Size at which the growing block is frozen.
 const BLOCK_BYTES: usize = 64 * 1024;
 /// An append of at least this size is not copied into the growing block.
-const LARGE_BYTES: usize = 16 * 1024;
+const LARGE_BYTES: usize = LARGE_PAYLOAD_BYTES;
 /// Least distance between two marks. Bounds both what marks cost and what is scanned in vain.
 const MARK_STEP: usize = 256;
 
@@ -98,9 +98,8 @@ impl RecentTail {
                 Some(marks) => marks.to_vec(),
                 None => marks(payload),
             };
-            // JSON was copied when it was split. Other bodies may be slices of a larger receive buffer, which would
-            // stay in RAM with them, beyond what is accounted for.
-            let bytes = if self.json { Bytes::clone(payload) } else { Bytes::copy_from_slice(payload) };
+            // No slice of something larger, which would stay in RAM with it, beyond what is accounted for: see `Payload`.
+            let bytes = Bytes::clone(payload);
             self.sealed.push_back(Block { start: self.open_start, bytes, marks });
             self.open_start += payload.len() as u64;
             return;

@@ -12,7 +12,8 @@ use crate::stream::producer::ProducerTag;
 /// A request body in the forms that the stream's content type may ask for.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
-    /// The bytes as sent. Empty = no body.
+    /// The bytes as sent. Empty = no body. From
+    /// [`LARGE_PAYLOAD_BYTES`](crate::stream::event::LARGE_PAYLOAD_BYTES) on in memory of their own.
     pub raw: Bytes,
     /// The body as JSON messages. Filled in whenever the request's content type is JSON, and for a fork with a body
     /// and no content type, whose mode only the source knows. An invalid body is carried on because the stream's

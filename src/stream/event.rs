@@ -13,6 +13,10 @@ use crate::stream::fork::{ForkOrigin, StreamRef};
 use crate::stream::producer::ProducerTag;
 use crate::stream::retention::RetentionSettings;
 
+/// Payloads of at least this size are kept as they are, so they have to be in memory of their own: a slice of something larger
+/// would keep all of that in RAM. Smaller ones are copied.
+pub const LARGE_PAYLOAD_BYTES: usize = 16 * 1024;
+
 /// Content in stored form, and where some of its JSON messages begin, if that is known. Only the bytes are stored.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {

@@ -11,6 +11,7 @@ use crate::engine::shard::entry::{Durable, Entry};
 use crate::engine::shard::{Phase, Shard};
 use crate::storage::backup::Ticket;
 use crate::storage::committer::Completion;
+use crate::storage::pieces::Pieces;
 use crate::storage::{ColdReader, Group, Recovered, StorageError, frame};
 use crate::stream::event::{Creation, Event};
 use crate::stream::fork::StreamRef;
@@ -22,7 +23,7 @@ const NEWS_BYTES_MAX: u64 = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct OpenGroup {
     pub(super) seq: u64,
-    pub(super) frames: Vec<u8>,
+    pub(super) frames: Pieces,
     pub(super) events: usize,
     /// See [`Group::is_relied_on`].
     is_relied_on: bool,
@@ -31,7 +32,7 @@ pub(super) struct OpenGroup {
 
 impl OpenGroup {
     pub(super) fn new(seq: u64) -> Self {
-        Self { seq, frames: Vec::new(), events: 0, is_relied_on: false, outcome: Outcome::default() }
+        Self { seq, frames: Pieces::default(), events: 0, is_relied_on: false, outcome: Outcome::default() }
     }
 }
 

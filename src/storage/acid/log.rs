@@ -23,6 +23,7 @@ use super::usage::{self, Usage};
 use crate::storage::backup::LogSnapshot;
 use crate::storage::disk::DiskFile;
 use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
+use crate::storage::pieces::Pieces;
 use crate::storage::reserve::Reserve;
 use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError};
@@ -403,20 +404,19 @@ fn insert_group(
     journal: &mut Table<'_, (u64, u32), &'static [u8]>,
     usage: &mut Usage,
     seq: u64,
-    frames: &[u8],
+    frames: &Pieces,
 ) -> Result<(), StorageError> {
-    let mut rest = frames;
     let mut part = 0;
-    loop {
-        let size = if rest.is_empty() { 0 } else { next_value_bytes(rest.len(), JOURNAL_KEY_BYTES) };
-        let (now, later) = rest.split_at(size);
-        journal.insert((seq, part), now).map_err(failed("writing the journal"))?;
-        usage.journal += usage::journal_row(now.len());
-        if later.is_empty() {
-            return Ok(());
-        }
-        (rest, part) = (later, part + 1);
+    let mut insert = |value: &[u8]| {
+        journal.insert((seq, part), value).map_err(failed("writing the journal"))?;
+        usage.journal += usage::journal_row(value.len());
+        part += 1;
+        Ok(())
+    };
+    if frames.is_empty() {
+        return insert(&[]);
     }
+    frames.cut(|left| next_value_bytes(left, JOURNAL_KEY_BYTES), insert)
 }
 
 impl CommitLog for ShardLog {

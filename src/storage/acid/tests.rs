@@ -39,7 +39,7 @@ fn without_database_files() -> AcidLog {
 }
 
 fn group(seq: u64, frames: impl Into<Vec<u8>>) -> Group {
-    Group { seq, frames: frames.into(), ..Group::default() }
+    Group { seq, frames: frames.into().into(), ..Group::default() }
 }
 
 fn with_checkpoint(seq: u64, checkpoint: Checkpoint) -> Group {

@@ -333,7 +333,11 @@ fn one_commit_takes_a_bounded_number_of_bytes() {
     rig.submit([1]);
     rig.began.recv().unwrap();
     for seq in 2..=4 {
-        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX / 2 + 1], ..Group::default() });
+        rig.committer.submit(Group {
+            seq,
+            frames: vec![0; COMMIT_BYTES_MAX / 2 + 1].into(),
+            ..Group::default()
+        });
     }
     for _ in 0..3 {
         rig.turns.send(()).unwrap();
@@ -452,7 +456,7 @@ fn a_shard_that_has_something_to_commit_does_not_reclaim() {
         let checkpoint = Some(Checkpoint { removed: vec![9], ..Checkpoint::default() });
         rig.committer.submit(Group {
             seq,
-            frames: vec![0; COMMIT_BYTES_MAX],
+            frames: vec![0; COMMIT_BYTES_MAX].into(),
             checkpoint,
             ..Group::default()
         });

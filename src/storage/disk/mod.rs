@@ -99,6 +99,13 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn len(&self) -> io::Result<u64>;
     /// Fills `out` from `offset` on. [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+    /// Adds the `bytes` bytes from `offset` on at the end of `out`, which is best if it has room for them. Errors as of
+    /// [`DiskFile::read_at`], after which `out` may have some of them.
+    fn read_onto(&self, offset: u64, bytes: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        let start = out.len();
+        out.resize(start + bytes, 0);
+        self.read_at(offset, &mut out[start..])
+    }
     /// Writes all of `data` at `offset`, making the file longer if need be.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Cuts the file, or makes it longer by zeros.

@@ -129,6 +129,24 @@ impl DiskFile for RealFile {
         std::os::unix::fs::FileExt::read_exact_at(&self.file, out, offset)
     }
 
+    /// Without clearing what is going to be read over.
+    #[cfg(unix)]
+    fn read_onto(&self, offset: u64, bytes: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        let (start, end) = (out.len(), out.len() + bytes);
+        out.reserve_exact(bytes);
+        while out.len() < end {
+            let at = offset + (out.len() - start) as u64;
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(out), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // There may have been room for more.
+        out.truncate(end);
+        Ok(())
+    }
+
     #[cfg(windows)]
     fn read_at(&self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
         while !out.is_empty() {

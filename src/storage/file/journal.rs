@@ -24,6 +24,7 @@ use super::sealed::{self, CatalogEnd, FileKind, HEADER_BYTES, Header};
 use super::snapshot::FilesSnapshot;
 use super::{Options, Sizes, failed, refused};
 use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
+use crate::storage::pieces::Pieces;
 use crate::storage::reserve::Reserve;
 use crate::storage::{Group, StorageError};
 
@@ -81,7 +82,8 @@ pub(super) struct Journal {
     dirty_since: Option<Instant>,
     /// Set while something is under way, so that a panic in it counts as a failure too.
     failed: bool,
-    buffer: Vec<u8>,
+    /// Empty, with room for the next record.
+    buffer: Pieces,
 }
 
 impl fmt::Debug for Journal {
@@ -143,7 +145,7 @@ impl Journal {
             proven: scan.catalog,
             dirty_since: None,
             failed: false,
-            buffer: Vec::new(),
+            buffer: Pieces::default(),
         };
         Ok((journal, content))
     }
@@ -280,11 +282,12 @@ impl Journal {
             snapshot.add(&path, file, len, Vec::new());
         }
         if let Some(current) = &self.current {
-            let mut ending = Vec::new();
-            let start = sealed::begin(&mut ending);
+            let mut ending = Pieces::default();
+            sealed::begin(ending.small_mut());
             let links = Links { previous: self.last_group, durable_through: self.last_group, catalog };
             scan::encode(&mut ending, links, &[]);
-            sealed::seal(&mut ending, start, current.mark)?;
+            sealed::seal_pieces(&mut ending, current.mark)?;
+            let ending = mem::take(ending.small_mut());
             snapshot.add(&current.path, Arc::clone(&current.file), current.end, ending);
         }
         Ok(())
@@ -318,9 +321,8 @@ impl Journal {
 
     fn write(&mut self, groups: &[Group]) -> Result<(), StorageError> {
         let mut record = mem::take(&mut self.buffer);
-        record.clear();
         let sizes = self.options.sizes;
-        let start = sealed::begin(&mut record);
+        sealed::begin(record.small_mut());
         let links =
             Links { previous: self.last_group, durable_through: self.synced_through, catalog: self.catalog };
         scan::encode(&mut record, links, groups);
@@ -328,20 +330,27 @@ impl Journal {
 
         self.make_room(bytes)?;
         let current = self.current.as_mut().expect("make_room begins a file if there is none");
-        sealed::seal(&mut record, start, current.mark)?;
+        sealed::seal_pieces(&mut record, current.mark)?;
         let end = current.end + bytes;
         if end > current.filled {
             let fill = end < sizes.journal_file && disk::has_room_to_fill(&*self.disk);
             current.filled = if fill { end.next_multiple_of(sizes.fill) } else { end };
-            record.resize((current.filled - current.end) as usize, 0);
+            let ahead = (current.filled - end) as usize;
+            let small = record.small_mut();
+            small.resize(small.len() + ahead, 0);
         }
-        current.file.write_at(current.end, &record).map_err(failed("writing", &current.path))?;
+        let mut at = current.end;
+        for piece in record.iter() {
+            current.file.write_at(at, piece).map_err(failed("writing", &current.path))?;
+            at += piece.len() as u64;
+        }
         current.end = end;
         self.written = self.catalog;
         if let Some(last) = groups.last() {
             current.last_group = Some(last.seq);
         }
         if record.capacity() <= BUFFER_BYTES_MAX {
+            record.clear();
             self.buffer = record;
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::sealed::{self, CatalogEnd, FileKind, Found, HEADER_BYTES};
 use super::{corrupt, failed};
 use crate::storage::codec::{Put, Take};
 use crate::storage::disk::Disk;
+use crate::storage::pieces::Pieces;
 use crate::storage::{Group, StorageError};
 
 const VERSION: u8 = 1;
@@ -33,7 +34,7 @@ pub(super) struct Links {
 }
 
 /// Appends the content of a record.
-pub(super) fn encode(out: &mut Vec<u8>, links: Links, groups: &[Group]) {
+pub(super) fn encode(out: &mut Pieces, links: Links, groups: &[Group]) {
     out.put_byte(VERSION);
     out.put_varint(links.previous);
     out.put_varint(links.durable_through);
@@ -43,7 +44,8 @@ pub(super) fn encode(out: &mut Vec<u8>, links: Links, groups: &[Group]) {
     let mut previous = links.previous;
     for group in groups {
         out.put_varint(group.seq - previous);
-        out.put_string(&group.frames);
+        out.put_varint(group.frames.len() as u64);
+        out.put_pieces(&group.frames);
         previous = group.seq;
     }
 }
@@ -308,9 +310,9 @@ mod tests {
         let group = (1_u64..1 << 40, prop::collection::vec(any::<u8>(), 0..60));
         prop::collection::vec(group, 0..5).prop_map(|groups| {
             let mut seq = 100;
-            let numbered = |(above, frames)| {
+            let numbered = |(above, frames): (u64, Vec<u8>)| {
                 seq += above;
-                Group { seq, frames, ..Group::default() }
+                Group { seq, frames: frames.into(), ..Group::default() }
             };
             groups.into_iter().map(numbered).collect()
         })
@@ -337,10 +339,10 @@ mod tests {
             records in any::<u64>(),
         ) {
             let links = Links { previous: 100, durable_through, catalog: CatalogEnd { file, records } };
-            let mut out = Vec::new();
+            let mut out = Pieces::default();
             encode(&mut out, links, &groups);
-            let given = groups.into_iter().map(|group| (group.seq, group.frames)).collect();
-            prop_assert_eq!(read(out.into()).unwrap(), (links, given));
+            let given = groups.into_iter().map(|group| (group.seq, group.frames.into_vec())).collect();
+            prop_assert_eq!(read(out.into_vec().into()).unwrap(), (links, given));
         }
 
         #[test]
@@ -350,9 +352,10 @@ mod tests {
             value in any::<u8>(),
             cut in any::<prop::sample::Index>(),
         ) {
-            let mut out = Vec::new();
+            let mut out = Pieces::default();
             let links = Links { previous: 100, durable_through: 90, catalog: CatalogEnd::default() };
             encode(&mut out, links, &groups);
+            let mut out = out.into_vec();
             prop_assert!(read(Bytes::copy_from_slice(&out[..cut.index(out.len())])).is_err());
             let at = at.index(out.len());
             out[at] = value;

@@ -13,6 +13,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use super::{corrupt, failed};
 use crate::storage::StorageError;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
+use crate::storage::pieces::Pieces;
 
 /// Bytes of a file's header.
 pub(super) const HEADER_BYTES: usize = 64;
@@ -257,17 +259,42 @@ pub(super) fn begin(out: &mut Vec<u8>) -> usize {
 
 /// Ends the record that begins at `start` and reaches to the end of `out`.
 pub(super) fn seal(out: &mut Vec<u8>, start: usize, mark: u64) -> Result<(), StorageError> {
-    let length =
-        u32::try_from(out.len() - start - RECORD_HEADER_BYTES).map_err(|_| StorageError::Database {
-            context: "writing".to_owned(),
-            message: "a commit of 4 GiB or more".to_owned(),
-        })?;
+    let length = content_bytes(out.len() - start)?;
     out.resize(start + padded(out.len() - start), 0);
-    out[start..start + 8].copy_from_slice(&mark.to_le_bytes());
-    out[start + CHECKED_FROM..start + RECORD_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
-    let sum = crc32c::crc32c(&out[start + CHECKED_FROM..]);
-    out[start + 8..start + CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
+    let record = &mut out[start..];
+    record[CHECKED_FROM..RECORD_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    let sum = crc32c::crc32c(&record[CHECKED_FROM..]);
+    put_mark_and_sum(record, mark, sum);
     Ok(())
+}
+
+/// The same for a record that is all of `out`, and was begun in its small bytes.
+pub(super) fn seal_pieces(out: &mut Pieces, mark: u64) -> Result<(), StorageError> {
+    let length = content_bytes(out.len())?;
+    let padding = padded(out.len()) - out.len();
+    let small = out.small_mut();
+    small.resize(small.len() + padding, 0);
+    small[CHECKED_FROM..RECORD_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    // All of the header is in the first piece, as nothing but small bytes has been put before its end.
+    let (mut sum, mut unchecked) = (0, CHECKED_FROM);
+    for piece in out.iter() {
+        sum = crc32c::crc32c_append(sum, &piece[mem::take(&mut unchecked)..]);
+    }
+    put_mark_and_sum(out.small_mut(), mark, sum);
+    Ok(())
+}
+
+/// What the length field of a record of `record_bytes` says, which has no padding yet.
+fn content_bytes(record_bytes: usize) -> Result<u32, StorageError> {
+    u32::try_from(record_bytes - RECORD_HEADER_BYTES).map_err(|_| StorageError::Database {
+        context: "writing".to_owned(),
+        message: "a commit of 4 GiB or more".to_owned(),
+    })
+}
+
+fn put_mark_and_sum(record: &mut [u8], mark: u64, sum: u32) {
+    record[..8].copy_from_slice(&mark.to_le_bytes());
+    record[8..CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// `length` rounded up to where the next record may begin.
@@ -324,6 +351,11 @@ mod tests {
             let range = unseal(&out, start, mark).unwrap();
             prop_assert_eq!(&out[range], &content[..]);
             prop_assert_eq!(find_mark(&out, 0, mark), Some(start));
+            let mut pieces = Pieces::default();
+            begin(pieces.small_mut());
+            pieces.small_mut().extend_from_slice(&content);
+            seal_pieces(&mut pieces, mark).unwrap();
+            prop_assert_eq!(&pieces.into_vec(), &out[start..]);
             for bit in start * 8..out.len() * 8 {
                 out[bit / 8] ^= 1 << (bit % 8);
                 prop_assert!(unseal(&out, start, mark).is_none());

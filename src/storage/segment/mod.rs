@@ -95,6 +95,7 @@ pub(crate) use draft::SegmentDraft;
 pub(crate) use format::id_of_file_name;
 pub(crate) use hold::SegmentHold;
 pub(crate) use open::{Examined, examine};
+pub(crate) use read::READ_BUFFER_BYTES;
 pub(crate) use store::SegmentStore;
 pub(crate) use store::StoreLimits;
 pub(crate) use verify::{Finding, verify_segment};

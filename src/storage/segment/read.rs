@@ -4,14 +4,20 @@ use std::io;
 use std::sync::Arc;
 
 use super::SegmentStore;
-use super::file::{Segment, io_failed, read_blocks};
-use super::format::{BLOCK_BYTES, RunEntry};
+use super::file::{Segment, io_failed, read_blocks, verified};
+use super::format::{BLOCK_BYTES, BLOCK_HEADER_BYTES, BLOCK_STRIDE, RunEntry};
 use super::index::Place;
 use crate::storage::disk::DiskFile;
-use crate::storage::{ColdReader, StorageError};
+use crate::storage::{ColdReader, ReadTarget, StorageError};
 
 /// Blocks that a search for a message boundary reads at once after it found none in that many.
 const SEARCH_BLOCKS_MAX: u64 = 8;
+/// Blocks that are read into one buffer of a page.
+const SHARED_BLOCKS: usize = 2;
+/// Their content.
+const SHARED_BYTES: u64 = (SHARED_BLOCKS * BLOCK_BYTES) as u64;
+/// Room that they need, headers included. Bytes.
+pub(crate) const READ_BUFFER_BYTES: usize = SHARED_BLOCKS * BLOCK_STRIDE;
 
 /// Opens the files of places that were looked up a moment ago.
 #[derive(Debug, Default)]
@@ -49,7 +55,25 @@ impl Opener {
 
 impl ColdReader for SegmentStore {
     fn read(&self, stream: u64, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> Result<(), StorageError> {
-        self.with_buffer(|buffer| self.read_into(stream, (from, to), buffer, take))
+        self.with_buffer(|buffer| {
+            self.each_range(stream, (from, to), &mut |segment, file, run, range| {
+                read_copied(segment, file, run, range, buffer, take)
+            })
+        })
+    }
+
+    fn read_into(
+        &self,
+        stream: u64,
+        from: u64,
+        to: u64,
+        target: &mut dyn ReadTarget,
+    ) -> Result<(), StorageError> {
+        self.with_buffer(|buffer| {
+            self.each_range(stream, (from, to), &mut |segment, file, run, range| {
+                read_shared(segment, file, run, range, buffer, target)
+            })
+        })
     }
 
     /// Blocks are verified whole though only their headers are asked for: otherwise a damaged one could send a reader
@@ -63,12 +87,12 @@ impl ColdReader for SegmentStore {
 }
 
 impl SegmentStore {
-    fn read_into(
+    /// Finds the files of the positions `from..to`, and has them read, in order.
+    fn each_range(
         &self,
         stream: u64,
         (from, to): (u64, u64),
-        buffer: &mut Vec<u8>,
-        take: &mut dyn FnMut(&[u8]),
+        read: &mut ReadRange<'_>,
     ) -> Result<(), StorageError> {
         let mut at = from;
         let mut opener = Opener::default();
@@ -77,12 +101,7 @@ impl SegmentStore {
             for Place { segment, run } in places {
                 let Some(file) = opener.open(self, &segment)? else { break };
                 let range = (at, to.min(run.end()));
-                read_blocks(&segment, &*file, &run, range, buffer, &mut |block| {
-                    // Both fit: they are at most the length of a block.
-                    let low = at.saturating_sub(block.start) as usize;
-                    let high = (to.min(block.end()) - block.start) as usize;
-                    take(&block.payload[low..high]);
-                })?;
+                read(&segment, &*file, &run, range)?;
                 at = range.1;
             }
         }
@@ -119,6 +138,61 @@ impl SegmentStore {
             last = run.start - 1;
         }
     }
+}
+
+/// Reads positions of a run, of which there is at least one.
+type ReadRange<'a> =
+    dyn FnMut(&Segment, &dyn DiskFile, &RunEntry, (u64, u64)) -> Result<(), StorageError> + 'a;
+
+fn read_copied(
+    segment: &Segment,
+    file: &dyn DiskFile,
+    run: &RunEntry,
+    (from, to): (u64, u64),
+    buffer: &mut Vec<u8>,
+    take: &mut dyn FnMut(&[u8]),
+) -> Result<(), StorageError> {
+    read_blocks(segment, file, run, (from, to), buffer, &mut |block| {
+        // Both fit: they are at most the length of a block.
+        let low = from.saturating_sub(block.start) as usize;
+        let high = (to.min(block.end()) - block.start) as usize;
+        take(&block.payload[low..high]);
+    })
+}
+
+/// Reads what is whole blocks into buffers of the target, and copies the ends.
+fn read_shared(
+    segment: &Segment,
+    file: &dyn DiskFile,
+    run: &RunEntry,
+    (from, to): (u64, u64),
+    buffer: &mut Vec<u8>,
+    target: &mut dyn ReadTarget,
+) -> Result<(), StorageError> {
+    let whole_from = run.start + (from - run.start).next_multiple_of(BLOCK_BYTES as u64);
+    let buffers = to.saturating_sub(whole_from) / SHARED_BYTES;
+    if buffers == 0 {
+        return read_copied(segment, file, run, (from, to), buffer, &mut |piece| target.push(piece));
+    }
+    let mut at = whole_from;
+    if from < at {
+        read_copied(segment, file, run, (from, at), buffer, &mut |piece| target.push(piece))?;
+    }
+    while at + SHARED_BYTES <= to {
+        let mut lent = target.lend();
+        let offset = run.block_offset(at);
+        let read = file.read_onto(offset, READ_BUFFER_BYTES, &mut lent);
+        read.map_err(|error| io_failed("reading", &segment.path, error))?;
+        for bytes in lent.chunks(BLOCK_STRIDE) {
+            at = verified(segment, run.stream, at, bytes)?.end();
+        }
+        let payload = |block| block * BLOCK_STRIDE + BLOCK_HEADER_BYTES..(block + 1) * BLOCK_STRIDE;
+        target.take(lent, (0..SHARED_BLOCKS).map(payload).collect());
+    }
+    if at < to {
+        read_copied(segment, file, run, (at, to), buffer, &mut |piece| target.push(piece))?;
+    }
+    Ok(())
 }
 
 /// The last known message boundary of `first..=last` in a run, or one below `first` if none is in these positions but

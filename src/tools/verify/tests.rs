@@ -222,7 +222,7 @@ fn a_journal_that_speaks_of_streams_that_are_not_there_or_in_unknown_words_is_an
             group.checkpoint.as_mut().unwrap().trim_before = 0;
             frame::encode(&mut group.frames, 77, &Event::Renewed { at_ms: 1 });
             if shard == 1 {
-                group.frames[4] = 200;
+                group.frames.small_mut()[4] = 200;
             }
         });
         let has = |text: &str| found.iter().any(|line| line.starts_with("error: ") && line.contains(text));

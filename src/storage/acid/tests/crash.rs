@@ -340,7 +340,7 @@ fn the_commit_thread_reopens_after_a_failed_sync_and_nothing_half_done_is_there(
 
     committer.settle(settling(1, 0, vec!["content".into()]));
     let Completion::Prepared(prepared) = completions.recv().unwrap() else { panic!("it is settled") };
-    committer.submit(Group { frames: "kept".into(), ..with_checkpoint(0, prepared) });
+    committer.submit(Group { frames: b"kept".to_vec().into(), ..with_checkpoint(0, prepared) });
     assert!(matches!(completions.recv().unwrap(), Completion::Durable { through: 0, .. }));
     assert!(matches!(completions.recv().unwrap(), Completion::Published { group: 0 }));
     disk.fail_after(1);

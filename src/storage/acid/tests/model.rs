@@ -115,7 +115,7 @@ impl Model {
             self.groups.insert(seq, frames.clone().into());
         }
         let checkpoint = plan.checkpoint.as_ref().map(|plan| self.apply_checkpoint(seq, plan));
-        let mut group = Group { seq, frames, checkpoint, ..Group::default() };
+        let mut group = Group { seq, frames: frames.into(), checkpoint, ..Group::default() };
         prepare(segments, &mut group)?;
         if let Some(checkpoint) = &mut group.checkpoint {
             self.segments.extend(checkpoint.segments_added.iter().map(|added| (added.id, *added)));
@@ -226,11 +226,11 @@ impl Model {
             let end = stream.start + length as u64;
             for (from, to) in [(0, length), (0, length / 3), (length / 3, length / 2), (length / 2, length)] {
                 let read =
-                    reader.read_whole(*id, stream.start + from as u64, stream.start + to as u64).unwrap();
+                    reader.read_both_ways(*id, stream.start + from as u64, stream.start + to as u64).unwrap();
                 assert!(read == stream.payload[from..to], "stream {id}, {from}..{to}");
             }
             assert!(matches!(
-                reader.read_whole(*id, end.saturating_sub(1), end + 1),
+                reader.read_both_ways(*id, end.saturating_sub(1), end + 1),
                 Err(StorageError::Missing)
             ));
             if length == 0 {

@@ -74,7 +74,7 @@ fn a_compaction_gives_back_what_a_database_does_not_need_any_more() {
             let mut batch = vec![group(seq, vec![7; MIB as usize])];
             if seq % 4 == 0 {
                 batch = vec![Group {
-                    frames: vec![7; MIB as usize],
+                    frames: vec![7; MIB as usize].into(),
                     ..with_checkpoint(seq, settling(seq, 0, vec![vec![7; 1000].into()]))
                 }];
             }

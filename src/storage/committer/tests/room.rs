@@ -23,7 +23,7 @@ fn room_is_looked_at_again_without_traffic_while_it_is_scarce() {
 fn many_bytes_are_a_reason_to_look_at_once() {
     let rig = Rig::with_free(5000, []);
     *rig.below.free.lock().unwrap() = Some(4000);
-    rig.committer.submit(Group { seq: 1, frames: vec![0; COMMIT_BYTES_MAX], ..Group::default() });
+    rig.committer.submit(Group { seq: 1, frames: vec![0; COMMIT_BYTES_MAX].into(), ..Group::default() });
     assert_eq!(rig.expect_room(), 4000);
 }
 

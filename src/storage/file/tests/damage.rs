@@ -12,7 +12,7 @@ use crate::storage::{Checkpoint, Group, StorageError};
 const DURABLE: SyncPolicy = SyncPolicy::EachCommit;
 
 fn group(seq: u64, frames: &[u8]) -> Group {
-    Group { seq, frames: frames.to_vec(), ..Group::default() }
+    Group { seq, frames: frames.to_vec().into(), ..Group::default() }
 }
 
 /// A journal of several files, and where the last record begins. Closed, or cut off after the last commit.
@@ -239,7 +239,8 @@ fn trimmed(is_closed: bool) -> TestDisk {
             trim_before: seq + 1,
             ..Checkpoint::default()
         };
-        let groups = [Group { seq, frames: vec![1; 4000], checkpoint: Some(checkpoint), ..Group::default() }];
+        let groups =
+            [Group { seq, frames: vec![1; 4000].into(), checkpoint: Some(checkpoint), ..Group::default() }];
         log.commit(&groups).unwrap();
         log.checkpoint(&groups).unwrap();
     }
@@ -305,7 +306,7 @@ fn what_a_rewriting_of_the_catalog_copied_is_missed_when_it_is_gone() {
         let streams = vec![stream(seq % 3, vec![b'r'; 300], Vec::new())];
         let groups = [Group {
             seq,
-            frames: vec![1; 10],
+            frames: vec![1; 10].into(),
             checkpoint: Some(Checkpoint { streams, trim_before: seq + 1, ..Checkpoint::default() }),
             ..Group::default()
         }];

@@ -14,7 +14,7 @@ use crate::storage::segment::SegmentMeta;
 use crate::storage::{Checkpoint, Group, StorageError, StreamCheckpoint};
 
 fn group(seq: u64, bytes: usize, checkpoint: Option<Checkpoint>) -> Group {
-    Group { seq, frames: vec![7; bytes], checkpoint, ..Group::default() }
+    Group { seq, frames: vec![7; bytes].into(), checkpoint, ..Group::default() }
 }
 
 fn settled(trim_before: u64) -> Checkpoint {

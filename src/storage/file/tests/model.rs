@@ -170,7 +170,7 @@ impl Model {
             self.next_group = seq + 1;
             let most = if dice.one_in(12) { 12_000 } else { 900 };
             let frames = if dice.one_in(5) { Vec::new() } else { bytes(dice, most) };
-            groups.push(Group { seq, frames, ..Group::default() });
+            groups.push(Group { seq, frames: frames.into(), ..Group::default() });
         }
         let mut next = self.catalog.clone();
         for group in &mut groups {
@@ -180,7 +180,8 @@ impl Model {
                 group.checkpoint = Some(checkpoint);
             }
         }
-        self.groups_under_way = groups.iter().map(|group| (group.seq, group.frames.clone())).collect();
+        self.groups_under_way =
+            groups.iter().map(|group| (group.seq, group.frames.clone().into_vec())).collect();
         log.commit(&groups)?;
         self.groups.append(&mut self.groups_under_way);
         if sync == SyncPolicy::EachCommit {
