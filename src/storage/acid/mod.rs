@@ -76,7 +76,7 @@ pub(crate) const KIND: Kind = Kind { name: "acid", shard_file: SHARD_FILE };
 
 /// Whether a file has a name that the mode gives, besides that of the database.
 pub(crate) fn is_own_name(name: &str) -> bool {
-    [MADE_FILE, RESERVE_FILE].contains(&name) || page_log::LOG_FILES.contains(&name)
+    [MADE_FILE, RESERVE_FILE].contains(&name) || page_log::NUMBERED_FILES.iter().any(|&(_, log)| log == name)
 }
 
 /// What the storage works on.

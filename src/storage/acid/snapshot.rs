@@ -103,7 +103,11 @@ impl LogSnapshot for DatabaseSnapshot {
         let path = dir.join(SHARD_FILE);
         let file = target.create(&path)?;
         let disk = Arc::clone(target.disk());
-        page_log::create(&*disk, dir, self.shard as u32).map_err(target.failed(dir))?;
+        for (number, name) in page_log::NUMBERED_FILES {
+            let path = dir.join(name);
+            let log = target.create(&path)?;
+            page_log::begin(&*log, self.shard as u32, number).map_err(target.failed(&path))?;
+        }
         let ran_out = Arc::new(AtomicBool::new(false));
         let backend = CountingBackend::new(
             Box::new(DiskBackend::new(file, disk)),

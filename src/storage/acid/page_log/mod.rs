@@ -35,8 +35,8 @@ use self::overlay::{Overlay, parts};
 use super::backend::DiskBackend;
 use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
 
-/// Names of the two files, in the directory of the shard.
-pub(super) const LOG_FILES: [&str; 2] = ["pages-0.log", "pages-1.log"];
+/// Names of the two files, in the directory of the shard, and the numbers that they begin with.
+pub(super) const NUMBERED_FILES: [(u64, &str); 2] = [(1, "pages-0.log"), (2, "pages-1.log")];
 
 /// Bounds of the size at which a log is followed by the other one. Bytes.
 const LOG_BYTES_MIN: u64 = 64 << 10;
@@ -123,12 +123,16 @@ impl Shared {
 
 /// Makes the logs of a new database in `dir`, both of them empty, and durable with their names.
 pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32) -> io::Result<()> {
-    for (number, name) in (1..).zip(LOG_FILES) {
-        let file = disk.open(&dir.join(name), OpenMode::Create)?;
-        file.write_at(0, &Header::new(shard, number).encode())?;
-        file.sync_data()?;
+    for (number, name) in NUMBERED_FILES {
+        begin(&*disk.open(&dir.join(name), OpenMode::Create)?, shard, number)?;
     }
     disk.sync_dir(dir)
+}
+
+/// Makes the content of a log durable that has no records.
+pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64) -> io::Result<()> {
+    file.write_at(0, &Header::new(shard, number).encode())?;
+    file.sync_data()
 }
 
 impl PageLog {
@@ -144,7 +148,7 @@ impl PageLog {
         log_bytes: u64,
     ) -> io::Result<Self> {
         let mut found = Vec::new();
-        for name in LOG_FILES {
+        for (_, name) in NUMBERED_FILES {
             let log = disk.open(&dir.join(name), OpenMode::Write).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => format::damaged(&format!("{name} is missing")),
                 _ => error,

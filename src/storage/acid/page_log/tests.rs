@@ -28,7 +28,7 @@ impl Place {
     }
 
     fn log(&self, index: usize) -> Arc<dyn DiskFile> {
-        self.disk.open(Path::new(LOG_FILES[index]), OpenMode::Write).unwrap()
+        self.disk.open(Path::new(NUMBERED_FILES[index].1), OpenMode::Write).unwrap()
     }
 
     fn damage(&self, index: usize, at: u64) {
@@ -210,7 +210,7 @@ fn the_end_of_a_log_may_be_incomplete_and_nothing_else() {
     place.damage(1 - active, 20);
     assert_eq!(read(&place.open().unwrap(), 2 * BLOCK_BYTES..2 * BLOCK_BYTES + 1), [3]);
 
-    place.disk.remove(Path::new(LOG_FILES[active])).unwrap();
+    place.disk.remove(Path::new(NUMBERED_FILES[active].1)).unwrap();
     place.is_damaged();
 }
 

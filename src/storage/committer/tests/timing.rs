@@ -37,7 +37,7 @@ impl BusyShard {
     /// in between.
     fn commit(&mut self, pause: Duration, bytes: usize) -> usize {
         self.seq += 1;
-        self.rig.committer.submit(Group { seq: self.seq, frames: vec![0; bytes], ..Group::default() });
+        self.rig.committer.submit(Group { seq: self.seq, frames: vec![0; bytes].into(), ..Group::default() });
         *self.clock.lock().unwrap() += pause;
         self.rig.turns.send(()).unwrap();
         self.rig.began.recv_timeout(PATIENCE).unwrap();
@@ -107,7 +107,7 @@ fn a_write_that_fails_again_while_its_shard_is_being_closed_is_given_up() {
     rig.committer.acknowledge_failure();
     // Each of them is a commit of its own.
     for seq in [2, 3] {
-        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX], ..Group::default() });
+        rig.committer.submit(Group { seq, frames: vec![0; COMMIT_BYTES_MAX].into(), ..Group::default() });
     }
     rig.committer.close();
     rig.expect_failed("as told");

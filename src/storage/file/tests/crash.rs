@@ -172,7 +172,7 @@ fn what_an_opening_found_of_a_process_that_was_killed_survives_a_power_cut() {
             let disk = TestDisk::new(seed);
             let (mut log, _) = open(&disk, small(SyncPolicy::OnFlush)).unwrap();
             for seq in 1..=3 {
-                let group = crate::storage::Group { seq, frames: vec![7; 700], ..Default::default() };
+                let group = crate::storage::Group { seq, frames: vec![7; 700].into(), ..Default::default() };
                 log.commit(&[group]).unwrap();
             }
             // Killed: what it wrote is in the hands of the operating system.
