@@ -39,7 +39,7 @@ impl Drain {
     fn run(&self, shared: &Shared) -> io::Result<()> {
         self.write_pages(&*shared.file)?;
         shared.file.sync_data()?;
-        self.log.write_at(0, &self.header.encode())?;
+        self.header.write(&*self.log)?;
         if self.log.len()? > 2 * self.log_bytes {
             self.log.set_len(self.log_bytes)?;
         }

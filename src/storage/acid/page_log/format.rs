@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! header (64 bytes)   magic (8 bytes)   version u32   shard u32   number u64   mark u64   zeros   CRC32C u32 of the 60 before
+//!                     at 0, or at 512 if half of the number is odd: of two that are whole the one with the larger number counts
 //! record              mark u64   CRC32C u32 of all that follows   length u32 of all that follows
 //!                     sequence u64   database length u64   blocks u32   zero u32
 //!                     for each block: number u64   bytes u32   zero u32
@@ -30,6 +31,8 @@ pub(super) const FIRST_RECORD: u64 = BLOCK_BYTES as u64;
 const MAGIC: [u8; 8] = *b"DSpages\n";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
+/// Where a header may be.
+const HEADER_SLOTS: [u64; 2] = [0, 512];
 /// Bytes of a record before its list of blocks, and of one entry of that.
 const PREFIX_BYTES: usize = 40;
 const ENTRY_BYTES: usize = 16;
@@ -56,7 +59,12 @@ impl Header {
         Self { shard, number, mark: RandomState::new().hash_one(number).max(1) }
     }
 
-    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+    /// Writes it beside the one before, which counts as long as this one is not whole.
+    pub(super) fn write(&self, file: &dyn DiskFile) -> io::Result<()> {
+        file.write_at(HEADER_SLOTS[(self.number / 2 % 2) as usize], &self.encode())
+    }
+
+    fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -70,21 +78,26 @@ impl Header {
 
     /// Reads the header of `file`, which has to be shard `shard`'s.
     pub(super) fn read(file: &dyn DiskFile, shard: u32) -> io::Result<Self> {
-        let mut bytes = [0; HEADER_BYTES];
-        file.read_at(0, &mut bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => damaged("it is shorter than its header"),
-            _ => error,
-        })?;
-        if bytes[..8] != MAGIC {
-            return Err(damaged("it is none"));
+        let mut newest: Option<Self> = None;
+        for at in HEADER_SLOTS {
+            let mut bytes = [0; HEADER_BYTES];
+            file.read_at(at, &mut bytes).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => damaged("it is shorter than its header"),
+                _ => error,
+            })?;
+            if bytes[..8] != MAGIC || u32_at(&bytes, 60) != crc32c::crc32c(&bytes[..60]) {
+                continue;
+            }
+            if u32_at(&bytes, 8) != VERSION {
+                return Err(damaged(&format!("it has version {}, not {VERSION}", u32_at(&bytes, 8))));
+            }
+            let header =
+                Self { shard: u32_at(&bytes, 12), number: u64_at(&bytes, 16), mark: u64_at(&bytes, 24) };
+            if newest.is_none_or(|other| other.number < header.number) {
+                newest = Some(header);
+            }
         }
-        if u32_at(&bytes, 60) != crc32c::crc32c(&bytes[..60]) {
-            return Err(damaged("its header's checksum is wrong"));
-        }
-        if u32_at(&bytes, 8) != VERSION {
-            return Err(damaged(&format!("it has version {}, not {VERSION}", u32_at(&bytes, 8))));
-        }
-        let header = Self { shard: u32_at(&bytes, 12), number: u64_at(&bytes, 16), mark: u64_at(&bytes, 24) };
+        let header = newest.ok_or_else(|| damaged("it has no header"))?;
         if header.shard != shard {
             return Err(damaged(&format!("it is of shard {}", header.shard)));
         }
@@ -92,17 +105,15 @@ impl Header {
     }
 }
 
-/// Appends a record to `out`, which is where a record may begin.
+/// Makes `out` a record that has no mark yet.
 pub(super) fn encode_record(
     out: &mut Vec<u8>,
-    mark: u64,
     sequence: u64,
     database_len: u64,
     blocks: &[(u64, Arc<Block>)],
 ) -> io::Result<()> {
-    let start = out.len();
-    out.extend_from_slice(&mark.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+    out.clear();
+    out.extend_from_slice(&[0; COUNTED_FROM]);
     out.extend_from_slice(&sequence.to_le_bytes());
     out.extend_from_slice(&database_len.to_le_bytes());
     let count = u32::try_from(blocks.len()).map_err(|_| too_large())?;
@@ -114,12 +125,17 @@ pub(super) fn encode_record(
     for (_, block) in blocks {
         out.extend_from_slice(&block[..used_bytes(block)]);
     }
-    let len = u32::try_from(out.len() - start - COUNTED_FROM).map_err(|_| too_large())?;
-    out[start + CHECKED_FROM..start + COUNTED_FROM].copy_from_slice(&len.to_le_bytes());
-    let sum = crc32c::crc32c(&out[start + CHECKED_FROM..]);
-    out[start + 8..start + CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
-    out.resize(start + (out.len() - start).next_multiple_of(BLOCK_BYTES), 0);
+    let len = u32::try_from(out.len() - COUNTED_FROM).map_err(|_| too_large())?;
+    out[CHECKED_FROM..COUNTED_FROM].copy_from_slice(&len.to_le_bytes());
+    let sum = crc32c::crc32c(&out[CHECKED_FROM..]);
+    out[8..CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
+    out.resize(out.len().next_multiple_of(BLOCK_BYTES), 0);
     Ok(())
+}
+
+/// Makes it a record of the file with this mark.
+pub(super) fn mark_record(record: &mut [u8], mark: u64) {
+    record[..8].copy_from_slice(&mark.to_le_bytes());
 }
 
 fn too_large() -> io::Error {

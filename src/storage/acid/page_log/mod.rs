@@ -122,16 +122,19 @@ impl Shared {
 }
 
 /// Makes the logs of a new database in `dir`, both of them empty, and durable with their names.
-pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32) -> io::Result<()> {
+pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32, log_bytes: u64) -> io::Result<()> {
     for (number, name) in NUMBERED_FILES {
-        begin(&*disk.open(&dir.join(name), OpenMode::Create)?, shard, number)?;
+        begin(&*disk.open(&dir.join(name), OpenMode::Create)?, shard, number, log_bytes)?;
     }
     disk.sync_dir(dir)
 }
 
 /// Makes the content of a log durable that has no records.
-pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64) -> io::Result<()> {
-    file.write_at(0, &Header::new(shard, number).encode())?;
+pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64, log_bytes: u64) -> io::Result<()> {
+    Header::new(shard, number).write(file)?;
+    // On a disk that is full a log cannot become longer: it has to be of use as it is.
+    let filled = vec![0; (log_bytes.min(FILL_STEP) - FIRST_RECORD) as usize];
+    file.write_at(FIRST_RECORD, &filled)?;
     file.sync_data()
 }
 
@@ -229,7 +232,7 @@ impl PageLog {
     }
 
     fn append_record(&self, writer: &mut Writer) -> io::Result<()> {
-        let (blocks, is_file_ahead) = {
+        let (blocks, is_file_ahead, is_room_scarce) = {
             let mut pages = self.shared.pages();
             let blocks = pages.overlay.take_touched();
             let is_resized = std::mem::take(&mut pages.is_resized);
@@ -238,15 +241,17 @@ impl PageLog {
             if blocks.is_empty() && !is_resized && !is_file_ahead {
                 return Ok(());
             }
-            (blocks, is_file_ahead)
+            (blocks, is_file_ahead, pages.is_room_scarce)
         };
         if is_file_ahead {
             self.shared.file.sync_data()?;
         }
-        if writer.is_full(self.log_bytes) {
+        let database_len = self.shared.file.len()?;
+        format::encode_record(&mut writer.buffer, writer.next_sequence, database_len, &blocks)?;
+        if writer.is_full(self.log_bytes, is_room_scarce) {
             self.turn(writer)?;
         }
-        writer.append(&blocks, self.shared.file.len()?, &*self.shared.disk)?;
+        writer.append(is_room_scarce)?;
         writer.logged.extend(blocks);
         Ok(())
     }
@@ -317,18 +322,20 @@ impl Writer {
         Header::new(self.shard, self.header.number + 1)
     }
 
-    /// Not by what the next record needs: a record may have any size, and each log takes one at least.
-    fn is_full(&self, log_bytes: u64) -> bool {
+    /// Whether the record in the buffer is for the other log. It may have any size, and each log takes one at least; but where
+    /// there is little room a log is not made longer if the other one will do.
+    fn is_full(&self, log_bytes: u64, is_room_scarce: bool) -> bool {
         let kept_bytes = (self.logged.len() * BLOCK_BYTES) as u64;
-        self.end > FIRST_RECORD && (self.end >= log_bytes || kept_bytes >= log_bytes)
+        let is_too_long = is_room_scarce && self.end + self.buffer.len() as u64 > self.filled;
+        self.end > FIRST_RECORD && (self.end >= log_bytes || kept_bytes >= log_bytes || is_too_long)
     }
 
-    fn append(&mut self, blocks: &[(u64, Arc<Block>)], database_len: u64, disk: &dyn Disk) -> io::Result<()> {
+    /// Appends the record in the buffer, durably.
+    fn append(&mut self, is_room_scarce: bool) -> io::Result<()> {
         let log = &self.logs[self.active];
-        self.buffer.clear();
-        format::encode_record(&mut self.buffer, self.header.mark, self.next_sequence, database_len, blocks)?;
+        format::mark_record(&mut self.buffer, self.header.mark);
         let end = self.end + self.buffer.len() as u64;
-        if end > self.filled && disk::has_room_to_fill(disk) {
+        if end > self.filled && !is_room_scarce {
             self.buffer.resize((end.next_multiple_of(FILL_STEP) - self.end) as usize, 0);
         }
         log.write_at(self.end, &self.buffer)?;

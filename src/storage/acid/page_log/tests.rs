@@ -18,7 +18,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let disk = Arc::new(MemoryDisk::new());
-        create(&*disk, Path::new(""), 3).unwrap();
+        create(&*disk, Path::new(""), 3, LOG_SIZE).unwrap();
         let file = disk.open(Path::new(DATABASE), OpenMode::Create).unwrap();
         Self { disk, file }
     }
@@ -205,9 +205,9 @@ fn the_end_of_a_log_may_be_incomplete_and_nothing_else() {
     place.damage(active, FIRST_RECORD + 20);
     place.is_damaged();
     place.damage(active, FIRST_RECORD + 20);
-    place.damage(1 - active, 20);
+    place.damage(1 - active, 512 + 20);
     place.is_damaged();
-    place.damage(1 - active, 20);
+    place.damage(1 - active, 512 + 20);
     assert_eq!(read(&place.open().unwrap(), 2 * BLOCK_BYTES..2 * BLOCK_BYTES + 1), [3]);
 
     place.disk.remove(Path::new(NUMBERED_FILES[active].1)).unwrap();
@@ -261,6 +261,6 @@ fn a_log_that_cannot_be_emptied_ends_the_commits_and_keeps_what_it_has() {
 #[test]
 fn a_log_of_another_shard_is_refused() {
     let place = Place::new();
-    create(&*place.disk, Path::new(""), 4).unwrap();
+    create(&*place.disk, Path::new(""), 4, LOG_SIZE).unwrap();
     place.is_damaged();
 }
