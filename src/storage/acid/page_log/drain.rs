@@ -5,8 +5,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::Shared;
 use super::format::{BLOCK_BYTES, Block, Header};
+use super::{FILL_STEP, Shared};
 use crate::storage::disk::DiskFile;
 
 /// Neighbouring blocks are written together, up to so many bytes.
@@ -35,15 +35,21 @@ impl Drain {
         Self { blocks, log, header, log_bytes }
     }
 
+    /// A log that is longer had a record that was too large for it.
+    fn longest(&self) -> u64 {
+        2 * self.log_bytes.max(FILL_STEP)
+    }
+
     /// The header goes last: as long as it is the old one, the records count.
     fn run(&self, shared: &Shared) -> io::Result<()> {
         self.write_pages(&*shared.file)?;
         shared.file.sync_data()?;
         self.header.write(&*self.log)?;
-        if self.log.len()? > 2 * self.log_bytes {
+        self.log.sync_data()?;
+        // Not before: with some of its records only, the log would bring back what the file had before.
+        if self.log.len()? > self.longest() {
             self.log.set_len(self.log_bytes)?;
         }
-        self.log.sync_data()?;
         shared.pages().overlay.forget(&self.blocks);
         Ok(())
     }
