@@ -11,8 +11,8 @@
 //! * A write that is large goes into the file at once, which is synced before the record that ends the commit is written: in the
 //!   log it would be written twice. The pages that redb writes are free in what was committed before, so a crash loses nothing by
 //!   that. But if a log has pages of that place, they would replace it at the next opening; so then it is logged, too.
-//! * Pages whose place in the file was never written find out now whether the disk has room for them: the file is filled ahead,
-//!   or, when there is little room, they are written there as well.
+//! * Pages whose place in the file was never written find out now whether the disk has room for them: the file is filled ahead.
+//!   When there is little room, all but the header goes into the file at once, like what is large: logs take no more room then.
 //!
 //! Closing empties the logs: the file alone is the database then.
 
@@ -389,7 +389,9 @@ impl StorageBackend for PageLog {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut pages = self.shared.pages();
-        if data.len() >= LARGE_BYTES && !pages.overlay.has_any(offset, data.len()) {
+        // The header is the one page that redb writes in place, and has to come with the record.
+        let is_direct = data.len() >= LARGE_BYTES || pages.is_room_scarce && offset > 0;
+        if is_direct && !pages.overlay.has_any(offset, data.len()) {
             pages.is_file_ahead = true;
             drop(pages);
             return self.shared.main.write(offset, data);
