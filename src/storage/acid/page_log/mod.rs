@@ -133,7 +133,7 @@ pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32, log_bytes: u64) ->
 pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64, log_bytes: u64) -> io::Result<()> {
     Header::new(shard, number).write(file)?;
     // On a disk that is full a log cannot become longer: it has to be of use as it is.
-    let filled = vec![0; (log_bytes.min(FILL_STEP) - FIRST_RECORD) as usize];
+    let filled = vec![0; (log_bytes.min(LOG_BYTES_MIN) - FIRST_RECORD) as usize];
     file.write_at(FIRST_RECORD, &filled)?;
     file.sync_data()
 }
