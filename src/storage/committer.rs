@@ -46,6 +46,9 @@ pub(crate) enum Completion {
     /// which nobody asked for. It is to ride on a group. Those of before a failure are not to be used after it, and none of
     /// them comes after `Reopened`.
     Prepared(Checkpoint),
+    /// A checkpoint that was handed to [`Committer::settle`] comes back as it was: its content finds no room. As for those that are
+    /// prepared, it is not to be used after a failure.
+    NoRoom(Checkpoint),
     /// The checkpoint of group number `group` is published: the content that it settled is read from segments.
     Published {
         /// Number of the group that carried it.

@@ -45,8 +45,17 @@ pub(crate) struct RewritePace {
     pub(crate) shards: usize,
 }
 
-/// Where prepared checkpoints go. Called on the settle thread; must not block.
-pub(crate) type Hand = Arc<dyn Fn(Checkpoint) + Send + Sync>;
+/// What becomes of a checkpoint.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Its content is in a segment; it has none itself any more.
+    Prepared(Checkpoint),
+    /// There is no room for its content, none of which was written.
+    NoRoom(Checkpoint),
+}
+
+/// Where checkpoints go. Called on the settle thread; must not block.
+pub(crate) type Hand = Arc<dyn Fn(Outcome) + Send + Sync>;
 
 #[derive(Debug)]
 enum Order {
@@ -83,6 +92,7 @@ impl Settler {
             hand,
             pace,
             rewrite_is_out: false,
+            settle_delay: RETRY_DELAY_MIN,
             rewrite_delay: RETRY_DELAY_MAX,
             lacks_room: false,
             closing: false,
@@ -91,7 +101,7 @@ impl Settler {
         Ok(Self { orders: Some(sender), thread: Some(thread) })
     }
 
-    /// Has the checkpoint's payload written. It comes back by [`Hand`] without it.
+    /// Has the checkpoint's payload written. It comes back by [`Hand`].
     pub(crate) fn settle(&self, checkpoint: Checkpoint) {
         self.order(Order::Settle(checkpoint));
     }
@@ -133,6 +143,8 @@ struct Worker {
     pace: RewritePace,
     /// A rewrite is under way, or was handed over and is not committed yet: nothing else is rewritten or given up before.
     rewrite_is_out: bool,
+    /// Pause after the next checkpoint that cannot be written.
+    settle_delay: Duration,
     /// Pause before the next rewrite, should this one fail.
     rewrite_delay: Duration,
     /// Something is worth a rewrite, and there is no room for it.
@@ -165,17 +177,18 @@ impl Worker {
         }
     }
 
-    /// Writes the payload, trying again until it works: the journal has it all meanwhile.
+    /// Writes the payload, trying again until it works: the journal has it all meanwhile. But on a full disk another checkpoint
+    /// may fit, of what is left of its streams by then, and this one never.
     fn settle(&mut self, mut checkpoint: Checkpoint) {
-        let mut delay = RETRY_DELAY_MIN;
         while !self.closing {
-            match self.write(&checkpoint) {
+            let lacks_room = match self.write(&checkpoint) {
                 Ok(segment) => {
+                    self.settle_delay = RETRY_DELAY_MIN;
                     self.add(&mut checkpoint, segment);
                     for stream in &mut checkpoint.streams {
                         stream.payload = Vec::new();
                     }
-                    return (self.hand)(checkpoint);
+                    return (self.hand)(Outcome::Prepared(checkpoint));
                 }
                 Err(error) => {
                     tracing::error!(
@@ -183,12 +196,14 @@ impl Worker {
                         %error,
                         "a segment could not be written; the journal grows until it can"
                     );
+                    matches!(error, StorageError::DiskFull(_))
                 }
+            };
+            self.pause(self.settle_delay);
+            self.settle_delay = (self.settle_delay * 2).min(RETRY_DELAY_MAX);
+            if lacks_room && !self.closing {
+                return (self.hand)(Outcome::NoRoom(checkpoint));
             }
-            // On a full disk that may be what makes room.
-            self.give_up_dead_segments();
-            self.pause(delay);
-            delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
     }
 
@@ -212,10 +227,12 @@ impl Worker {
         checkpoint.to_publish.extend(segment);
     }
 
-    /// Lets `pause` pass, obeying orders meanwhile, unless the thread is to end.
+    /// Lets `pause` pass, obeying orders meanwhile, unless the thread is to end. What dies meanwhile is given up at once: that may be
+    /// what the pause waits for.
     fn pause(&mut self, pause: Duration) {
         let deadline = Instant::now() + pause;
         while !self.closing {
+            self.give_up_dead_segments();
             match self.orders.recv_deadline(deadline) {
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => return,
@@ -267,7 +284,7 @@ impl Worker {
                 self.rewrite_delay = RETRY_DELAY_MAX;
                 let mut checkpoint = Checkpoint { segments_removed: replaced, ..Checkpoint::default() };
                 self.add(&mut checkpoint, Some(segment));
-                (self.hand)(checkpoint);
+                (self.hand)(Outcome::Prepared(checkpoint));
                 false
             }
             Err(error) => {
@@ -290,7 +307,7 @@ impl Worker {
             return false;
         }
         self.rewrite_is_out = true;
-        (self.hand)(Checkpoint { segments_removed: dead, ..Checkpoint::default() });
+        (self.hand)(Outcome::Prepared(Checkpoint { segments_removed: dead, ..Checkpoint::default() }));
         true
     }
 

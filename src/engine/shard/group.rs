@@ -244,6 +244,11 @@ impl Shard {
                     self.prepared(checkpoint);
                 }
             }
+            Completion::NoRoom(checkpoint) => {
+                if matches!(self.phase, Phase::Working) {
+                    self.settle_later(checkpoint);
+                }
+            }
             Completion::Published { group } => self.published(group),
             Completion::Failed { error } => self.failed(&error),
             Completion::ReopenFailed { error } => {

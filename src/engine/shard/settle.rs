@@ -155,6 +155,25 @@ impl Shard {
         self.settling.prepared.push_back(checkpoint);
     }
 
+    /// A checkpoint finds no room. Its streams are the first of the next one, which takes what is left of them then, and what fits.
+    pub(super) fn settle_later(&mut self, checkpoint: Checkpoint) {
+        let Some(first) = self.settling.in_flight_since.take() else { return };
+        let now_ms = self.shared.clock.now_ms();
+        for stream in checkpoint.streams.into_iter().rev() {
+            let Some(entry) = self.streams.get_mut(&stream.id).filter(|entry| !entry.ending) else {
+                continue;
+            };
+            entry.settled = stream.start;
+            // All of its producers go along again.
+            entry.settled_group = 0;
+            entry.dirty_since = Some(first);
+            self.settling.dirty.push_front((stream.id, first));
+            if stream.cut.is_some() {
+                self.settling.note_release(stream.id, now_ms);
+            }
+        }
+    }
+
     /// The checkpoint that group number `group` carried is in force.
     pub(super) fn published(&mut self, group: u64) {
         while self.settling.unpublished.front().is_some_and(|(carrier, _)| *carrier <= group) {

@@ -248,7 +248,7 @@ impl AcidLog {
         database.close().map_err(tables::failed("closing the new database"))?;
         // A database is never without them.
         let dir = self.directory.shard_dir(shard.index);
-        page_log::create(&**self.directory.disk(), &dir, shard.index as u32, self.options.page_log_bytes)
+        page_log::create(&**self.directory.disk(), &dir, shard.index as u32)
             .map_err(self.directory.failed("making the page log in", &dir))?;
         self.directory.publish(&draft, path)?;
         self.mark_as_made(path)

@@ -106,8 +106,7 @@ impl LogSnapshot for DatabaseSnapshot {
         for (number, name) in page_log::NUMBERED_FILES {
             let path = dir.join(name);
             let log = target.create(&path)?;
-            page_log::begin(&*log, self.shard as u32, number, page_log::LOG_BYTES)
-                .map_err(target.failed(&path))?;
+            page_log::begin(&*log, self.shard as u32, number).map_err(target.failed(&path))?;
         }
         let ran_out = Arc::new(AtomicBool::new(false));
         let backend = CountingBackend::new(

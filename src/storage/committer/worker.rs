@@ -13,7 +13,7 @@ use super::traffic::Traffic;
 use super::{Completion, Order, Report};
 use crate::storage::backup::{ShardSnapshot, Ticket};
 use crate::storage::segment::SegmentStore;
-use crate::storage::settler::{Hand, RewritePace, Settler};
+use crate::storage::settler::{Hand, Outcome, RewritePace, Settler};
 use crate::storage::{
     ColdReader, CommitLog, DiskUse, Group, OpenLog, OpenedShard, Recovered, RoomWatch, StorageError,
 };
@@ -55,7 +55,12 @@ pub(super) struct Start {
 impl Start {
     pub(super) fn settler(&self, log: Box<dyn CommitLog>, segments: Arc<SegmentStore>) -> io::Result<Open> {
         let report = Arc::clone(&self.report);
-        let hand: Hand = Arc::new(move |checkpoint| report(Completion::Prepared(checkpoint)));
+        let hand: Hand = Arc::new(move |outcome| {
+            report(match outcome {
+                Outcome::Prepared(checkpoint) => Completion::Prepared(checkpoint),
+                Outcome::NoRoom(checkpoint) => Completion::NoRoom(checkpoint),
+            });
+        });
         let settler = Settler::spawn(self.shard, Arc::clone(&segments), self.pace, hand)?;
         Ok(Open { settler, log, segments })
     }

@@ -11,8 +11,9 @@
 //! * A write that is large goes into the file at once, which is synced before the record that ends the commit is written: in the
 //!   log it would be written twice. The pages that redb writes are free in what was committed before, so a crash loses nothing by
 //!   that. But if a log has pages of that place, they would replace it at the next opening; so then it is logged, too.
-//! * Pages whose place in the file was never written find out now whether the disk has room for them: the file is filled ahead.
-//!   When there is little room, all but the header goes into the file at once, like what is large: logs take no more room then.
+//! * The file is filled ahead where it was never written, so that there is room for what comes out of a log. When there is little
+//!   room, all but the header goes into the file at once, like what is large: logs take no more of it then. What finds no room
+//!   there is logged after all: each log has 64 KiB at least, which is room for commits that free some.
 //!
 //! Closing empties the logs: the file alone is the database then.
 
@@ -122,18 +123,18 @@ impl Shared {
 }
 
 /// Makes the logs of a new database in `dir`, both of them empty, and durable with their names.
-pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32, log_bytes: u64) -> io::Result<()> {
+pub(super) fn create(disk: &dyn Disk, dir: &Path, shard: u32) -> io::Result<()> {
     for (number, name) in NUMBERED_FILES {
-        begin(&*disk.open(&dir.join(name), OpenMode::Create)?, shard, number, log_bytes)?;
+        begin(&*disk.open(&dir.join(name), OpenMode::Create)?, shard, number)?;
     }
     disk.sync_dir(dir)
 }
 
 /// Makes the content of a log durable that has no records.
-pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64, log_bytes: u64) -> io::Result<()> {
+pub(super) fn begin(file: &dyn DiskFile, shard: u32, number: u64) -> io::Result<()> {
     Header::new(shard, number).write(file)?;
     // On a disk that is full a log cannot become longer: it has to be of use as it is.
-    let filled = vec![0; (log_bytes.min(LOG_BYTES_MIN) - FIRST_RECORD) as usize];
+    let filled = vec![0; (LOG_BYTES_MIN - FIRST_RECORD) as usize];
     file.write_at(FIRST_RECORD, &filled)?;
     file.sync_data()
 }
@@ -275,16 +276,6 @@ impl PageLog {
         }
         self.drainer.wait().map(drop)
     }
-
-    /// Makes sure that what goes into the file later has room there.
-    fn claim(&self, offset: u64, data: &[u8], is_room_scarce: bool) -> io::Result<()> {
-        let main = &self.shared.main;
-        if !is_room_scarce && main.fill_ahead(offset, offset + data.len() as u64).is_ok() {
-            return Ok(());
-        }
-        // The header is the one page that redb writes in place, and its place is there.
-        if offset > 0 { self.shared.file.write_at(offset, data) } else { Ok(()) }
-    }
 }
 
 /// What an opening finds in one of the files.
@@ -392,17 +383,23 @@ impl StorageBackend for PageLog {
         // The header is the one page that redb writes in place, and has to come with the record.
         let is_direct = data.len() >= LARGE_BYTES || pages.is_room_scarce && offset > 0;
         if is_direct && !pages.overlay.has_any(offset, data.len()) {
-            pages.is_file_ahead = true;
-            drop(pages);
-            return self.shared.main.write(offset, data);
+            match self.shared.main.write(offset, data) {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                written => {
+                    pages.is_file_ahead = true;
+                    return written;
+                }
+            }
         }
         for part in parts(offset, data.len()) {
             let data = &data[part.in_call..part.in_call + part.len];
             pages.overlay.write(&part, data, || self.shared.block_in_file(part.block))?;
         }
-        let is_scarce = pages.is_room_scarce;
-        drop(pages);
-        self.claim(offset, data, is_scarce)
+        if !pages.is_room_scarce {
+            // If that fails the log has to do, which has some room of its own.
+            let _ = self.shared.main.fill_ahead(offset, offset + data.len() as u64);
+        }
+        Ok(())
     }
 
     fn close(&self) -> io::Result<()> {

@@ -18,7 +18,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let disk = Arc::new(MemoryDisk::new());
-        create(&*disk, Path::new(""), 3, LOG_SIZE).unwrap();
+        create(&*disk, Path::new(""), 3).unwrap();
         let file = disk.open(Path::new(DATABASE), OpenMode::Create).unwrap();
         Self { disk, file }
     }
@@ -261,6 +261,6 @@ fn a_log_that_cannot_be_emptied_ends_the_commits_and_keeps_what_it_has() {
 #[test]
 fn a_log_of_another_shard_is_refused() {
     let place = Place::new();
-    create(&*place.disk, Path::new(""), 4, LOG_SIZE).unwrap();
+    create(&*place.disk, Path::new(""), 4).unwrap();
     place.is_damaged();
 }
