@@ -1,6 +1,9 @@
 //! The building blocks of frames and records. All integers are unsigned little-endian base-128 ("varint", low seven
 //! bits first, high bit = more follows) unless a fixed width is named; strings are a varint length and bytes.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
 use bytes::Bytes;
 
 use crate::protocol::content_type::ContentType;
@@ -17,6 +20,13 @@ const RETENTION_AGE: u8 = 1;
 const RETENTION_BYTES: u8 = 2;
 const RETENTION_AGE_ASKED: u8 = 4;
 const RETENTION_BYTES_ASKED: u8 = 8;
+
+/// What the records of one file begin with, so that bytes which clients chose, or which were left in the file by its earlier use, are
+/// not taken for records. Another one each time, and never 0, which is what space that was not written yet reads as.
+pub(crate) fn random_mark() -> u64 {
+    // The standard library's hash maps have to be safe from chosen keys too, hence its keys are good enough here.
+    RandomState::new().hash_one(0_u8).max(1)
+}
 
 /// Appends values to a byte buffer.
 pub(crate) trait Put {

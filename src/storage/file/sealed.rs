@@ -11,8 +11,6 @@
 //! The *mark* is a random number, one for each file. Clients choose what is inside of records but do not know it: they cannot
 //! make bytes that look like a record when those around them are damaged.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +18,7 @@ use std::sync::Arc;
 
 use super::{corrupt, failed};
 use crate::storage::StorageError;
+use crate::storage::codec::random_mark;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::storage::pieces::Pieces;
 
@@ -110,7 +109,7 @@ pub(super) struct Header {
     pub(super) kind: FileKind,
     pub(super) shard: u32,
     pub(super) number: u64,
-    /// Begins every record of the file. Never 0, which is what space that was not written yet reads as.
+    /// Begins every record of the file: [`random_mark`].
     pub(super) mark: u64,
     /// Journal: all groups up to this one were durable when the file was made. Catalog: 0.
     pub(super) durable_through: u64,
@@ -127,9 +126,7 @@ impl Header {
         durable_through: u64,
         catalog: CatalogEnd,
     ) -> Self {
-        // The standard library's hash maps have to be safe from chosen keys too, hence its keys are good enough here.
-        let mark = RandomState::new().hash_one(number).max(1);
-        Self { kind, shard, number, mark, durable_through, catalog }
+        Self { kind, shard, number, mark: random_mark(), durable_through, catalog }
     }
 
     /// The header as it is written.

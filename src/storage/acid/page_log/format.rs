@@ -16,11 +16,10 @@
 //! The *mark* is a random number, and another one each time that a file is begun anew. What is left in it of its earlier use is no
 //! record, then; nor is what clients put into pages.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::io;
 use std::sync::Arc;
 
+use crate::storage::codec::random_mark;
 use crate::storage::disk::DiskFile;
 
 /// Bytes of a block, and of what records are aligned to.
@@ -49,14 +48,14 @@ pub(super) struct Header {
     pub(super) shard: u32,
     /// Grows by one each time that either file is begun anew; the smaller one is the older one.
     pub(super) number: u64,
-    /// Begins every record. Never 0, which is what space that was not written yet reads as.
+    /// Begins every record: [`random_mark`].
     pub(super) mark: u64,
 }
 
 impl Header {
     /// A header with a mark of its own.
     pub(super) fn new(shard: u32, number: u64) -> Self {
-        Self { shard, number, mark: RandomState::new().hash_one(number).max(1) }
+        Self { shard, number, mark: random_mark() }
     }
 
     /// Writes it beside the one before, which counts as long as this one is not whole.

@@ -11,6 +11,8 @@ use crate::storage::disk::{Disk, DiskEntry, DiskFile, MemoryDisk, OpenMode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Create,
+    /// The same, for want of room.
+    CreateWithoutRoom,
     SyncDir,
 }
 
@@ -97,14 +99,16 @@ impl Files {
             }
             state.waiting -= 1;
         }
-        let fails = state.failing.front() == Some(&step) || (state.is_broken && step == Step::Create);
+        let lacks_room = step == Step::Create && state.failing.front() == Some(&Step::CreateWithoutRoom);
+        let is_told = state.failing.front() == Some(&step) || lacks_room;
+        let fails = is_told || (state.is_broken && step == Step::Create);
         if !fails {
             return Ok(());
         }
         state.failing.pop_front();
         state.failures += 1;
         self.state.1.notify_all();
-        Err(io::Error::other("as told"))
+        Err(if lacks_room { io::ErrorKind::StorageFull.into() } else { io::Error::other("as told") })
     }
 }
 

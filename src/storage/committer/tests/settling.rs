@@ -206,6 +206,19 @@ fn a_segment_is_written_again_until_the_disk_takes_it() {
 }
 
 #[test]
+fn a_checkpoint_that_finds_no_room_comes_back_as_it_was_and_another_one_can_be_settled() {
+    let rig = Setup::default().build();
+    rig.below.files.fail([Step::CreateWithoutRoom]);
+    rig.committer.settle(settling(&[(1, 10), (2, 20)]));
+    let Completion::NoRoom(back) = rig.next_event(u64::MAX) else { panic!("there is none") };
+    let bytes = |stream: &StreamCheckpoint| stream.payload.iter().map(Bytes::len).sum();
+    assert_eq!(back.streams.iter().map(bytes).collect::<Vec<usize>>(), [10, 20]);
+    assert!(back.segments_added.is_empty());
+    rig.settle(1, &[(2, 20)]);
+    assert!(rig.has(2, 20) && !rig.has(1, 10));
+}
+
+#[test]
 fn commits_go_on_while_no_segment_can_be_written() {
     let rig = Setup::default().build();
     rig.below.files.break_down();
