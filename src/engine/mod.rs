@@ -9,6 +9,7 @@
 //! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
 //! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
+//! * `fan_out`: wakes the readers of a stream in turns.
 //! * `core`: the core threads, each with one runtime, one mailbox and one `shard`.
 //! * `mailbox`, `request`: what travels between cores.
 //! * `quota`, [`clock`], `routing`: limits over all shards; time; the map from names to shards.
@@ -18,6 +19,7 @@ mod backup;
 pub mod clock;
 pub(crate) mod core;
 mod embed;
+mod fan_out;
 mod handle;
 pub mod live;
 mod mailbox;
