@@ -97,24 +97,17 @@ impl Protocols {
 /// Serves a connection to its end.
 pub(super) async fn serve(stream: TcpStream, protocols: Rc<Protocols>, listed: Listed) {
     let state = listed.state();
-    let stream = WatchedStream::new(stream, Arc::clone(state));
-    let Some(tls) = &protocols.tls else {
-        if let Some(taken) = protocols.serve_plain(stream, state).await {
-            taken.go_live(protocols, listed);
-        }
+    if protocols.has_tls() {
+        state.enter_phase(Phase::Handshake);
+    }
+    // Buffers, and the larger part of this task, only once there is something to be read: a client that connects ahead of
+    // its request has none, and of very many that connect at one time only those whose turn it is.
+    if stream.readable().await.is_err() {
         return;
-    };
-    state.enter_phase(Phase::Handshake);
-    match tls.accept(stream).await {
-        Ok(stream) => {
-            let chosen = stream.get_ref().1.alpn_protocol();
-            if chosen == Some(ALPN_HTTP2) || !protocols.transport.http1 {
-                protocols.serve_http2(stream, state, true).await;
-            } else {
-                protocols.serve_http1(stream, state, true).await;
-            }
-        }
-        Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+    }
+    let stream = WatchedStream::new(stream, Arc::clone(state));
+    if let Some(taken) = Box::pin(protocols.serve_stream(stream, state)).await {
+        taken.go_live(protocols, listed);
     }
 }
 
@@ -158,6 +151,30 @@ impl TakenOver {
 
 impl Protocols {
     /// Serves it to its end, or until it was taken over by an event stream.
+    async fn serve_stream(&self, stream: WatchedStream, state: &Arc<ConnectionState>) -> Option<TakenOver> {
+        match &self.tls {
+            None => self.serve_plain(stream, state).await,
+            Some(tls) => {
+                self.serve_tls(tls, stream, state).await;
+                None
+            }
+        }
+    }
+
+    async fn serve_tls(&self, tls: &TlsAcceptor, stream: WatchedStream, state: &Arc<ConnectionState>) {
+        match tls.accept(stream).await {
+            Ok(stream) => {
+                let chosen = stream.get_ref().1.alpn_protocol();
+                if chosen == Some(ALPN_HTTP2) || !self.transport.http1 {
+                    self.serve_http2(stream, state, true).await;
+                } else {
+                    self.serve_http1(stream, state, true).await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        }
+    }
+
     async fn serve_plain(
         &self,
         mut stream: WatchedStream,

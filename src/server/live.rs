@@ -6,7 +6,7 @@
 //! nothing more, and is told from one that stalls by whether the socket takes anything.
 
 use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,9 @@ use super::live_state::{LiveState, Order};
 use super::registry::{Listed, Place};
 use super::transport::{WatchedStream, reset_on_close};
 use crate::http::{Chunk, Frames};
+
+/// Longest chunk that is copied to be written together with the end of its response.
+const JOINED_BYTES_MAX: usize = 4096;
 
 const SOCKET_IS_HERE: &str = "it is given on when the response is over, and nothing is done with it then";
 
@@ -40,8 +43,8 @@ pub(super) struct LiveConnection {
     /// `None` once the connection was given on.
     socket: Option<TcpStream>,
     frames: Frames,
-    /// What the socket has not taken yet: the head or a chunk, and a chunk.
-    unsent: [Bytes; 2],
+    /// What the socket has not taken yet: a chunk, or in the beginning the head, perhaps with the first chunk.
+    unsent: Bytes,
     /// Boxed, as hardly any client does this: what it has sent ahead of the end of the response, as far as it was read.
     sent_ahead: Option<Box<Bytes>>,
     place: Option<Place>,
@@ -71,7 +74,7 @@ impl LiveConnection {
         Self {
             socket: Some(socket),
             frames,
-            unsent: [head, Bytes::new()],
+            unsent: head,
             sent_ahead: (!sent_ahead.is_empty()).then(|| Box::new(sent_ahead)),
             place: Some(place),
             protocols,
@@ -88,14 +91,14 @@ impl LiveConnection {
         self.with_live(|live, _| live.note_task(cx.waker()));
         loop {
             self.obey()?;
-            if !self.ended && (self.unsent_is_empty() || !self.opened) {
+            if !self.ended && (self.unsent.is_empty() || !self.opened) {
                 let is_waiting = self.poll_chunk(cx).is_pending();
-                if is_waiting && self.unsent_is_empty() {
+                if is_waiting && self.unsent.is_empty() {
                     ready!(self.poll_peer(cx))?;
                     continue;
                 }
             }
-            while !self.unsent_is_empty() {
+            while !self.unsent.is_empty() {
                 ready!(self.poll_write(cx))?;
             }
             if self.ended {
@@ -115,8 +118,8 @@ impl LiveConnection {
                 }
             }
             Order::Heartbeat => self.heartbeat_is_due = true,
-            // Ordered on until the client knows its position.
-            Order::End if self.frames.may_end() && self.unsent[1].is_empty() && !self.ended => {
+            // Ordered on until the client knows its position, and what it has of a chunk is whole.
+            Order::End if self.frames.may_end() && self.unsent.is_empty() && !self.ended => {
                 self.closes |= self.place.as_ref().is_some_and(Place::is_draining);
                 self.end();
             }
@@ -137,7 +140,7 @@ impl LiveConnection {
             Poll::Ready(Some(chunk)) => {
                 self.opened = true;
                 self.push(chunk);
-                if self.frames.is_over() && self.unsent[1].is_empty() {
+                if self.frames.is_over() && self.unsent.len() <= JOINED_BYTES_MAX {
                     self.end();
                 }
             }
@@ -155,38 +158,28 @@ impl LiveConnection {
         self.push(Chunk::LAST);
     }
 
+    /// Has `chunk` written behind what is still unsent, in one write.
     fn push(&mut self, chunk: Chunk) {
-        let place = if self.unsent[0].is_empty() { 0 } else { 1 };
-        self.unsent[place] = chunk.framed();
-    }
-
-    fn unsent_is_empty(&self) -> bool {
-        self.unsent.iter().all(Bytes::is_empty)
+        let chunk = chunk.framed();
+        self.unsent = if self.unsent.is_empty() { chunk } else { [&*self.unsent, &*chunk].concat().into() };
     }
 
     /// Writes some of what is to be written.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket = Pin::new(self.socket.as_mut().expect(SOCKET_IS_HERE));
-        let outcome = match &self.unsent {
-            [one, none] | [none, one] if none.is_empty() => socket.poll_write(cx, one),
-            both => socket.poll_write_vectored(cx, &both.each_ref().map(|bytes| IoSlice::new(bytes))),
-        };
+        let outcome = socket.poll_write(cx, &self.unsent);
         let Poll::Ready(outcome) = outcome else {
             self.with_live(LiveState::note_stalled);
             return Poll::Pending;
         };
-        let mut written = outcome?;
+        let written = outcome?;
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        for bytes in &mut self.unsent {
-            let count = written.min(bytes.len());
-            bytes.advance(count);
-            written -= count;
-            if bytes.is_empty() {
-                // Even of an empty part the whole chunk would stay.
-                *bytes = Bytes::new();
-            }
+        self.unsent.advance(written);
+        if self.unsent.is_empty() {
+            // Even of an empty part the whole chunk would stay.
+            self.unsent = Bytes::new();
         }
         self.with_live(LiveState::note_sent);
         Poll::Ready(Ok(()))
@@ -253,5 +246,16 @@ impl Future for LiveConnection {
             Err(error) => tracing::debug!(%error, "an event stream was cut off"),
         }
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_connection_is_small() {
+        // With what the runtime adds, a task of 384 bytes; the next larger ones have 512.
+        assert!(size_of::<LiveConnection>() <= 272, "{}", size_of::<LiveConnection>());
     }
 }
