@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use crate::engine::live::{LiveBatch, LiveEvent, Subscription};
+pub use crate::engine::live::{LiveBatch, LiveEvent, LiveReader, Subscription};
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;

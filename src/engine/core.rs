@@ -17,6 +17,7 @@ use crate::engine::affinity::Pinning;
 use crate::engine::api::Health;
 use crate::engine::backup::Backups;
 use crate::engine::clock::Clock;
+use crate::engine::fan_out;
 use crate::engine::mailbox::Mailbox;
 use crate::engine::quota::Quotas;
 use crate::engine::read_budget::ReadBudget;
@@ -136,6 +137,7 @@ async fn run(shared: Arc<Shared>, index: usize, shard: Shard, mail: Receiver<Mai
     let shard = Rc::new(RefCell::new(shard));
     let context = CoreContext { engine: shared.id, index, shard: shard.clone() };
     CORE.set(Some(context));
+    tokio::task::spawn_local(fan_out::turn_by_turn());
     // A task of its own, so that its rounds take turns with the tasks of connections.
     let rounds = tokio::task::spawn_local(rounds(shared.clone(), index, shard, mail));
     if rounds.await.is_err() {

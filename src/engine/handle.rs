@@ -114,7 +114,7 @@ impl Engine {
         let check_start = subscribed.check_start;
         let mut subscription = Subscription::new(self.clone(), subscribed, from);
         if check_start {
-            subscription.check_start(from).await?;
+            subscription.reader_mut().check_start(from).await?;
             self.await_renewal(shard, name, subscription.info()).await?;
         }
         Ok(subscription)

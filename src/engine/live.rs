@@ -6,14 +6,19 @@
 //! still has reads from storage, like any catch-up reader.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use slab::Slab;
 
-use crate::engine::api::{LookupRefusal, ReadError, StreamInfo};
+use crate::engine::api::{LookupRefusal, Page, ReadError, StreamInfo};
+use crate::engine::fan_out::{Place, Waiting, wake_in_turns};
 use crate::engine::handle::Engine;
-use crate::engine::request::{Attachment, Subscribed, Target};
+use crate::engine::request::{Attachment, Origin, Subscribed, Target};
 use crate::protocol::offset::RequestedOffset;
 use crate::stream::fork::StreamRef;
 
@@ -100,7 +105,8 @@ pub(crate) struct TopicNews {
 #[derive(Debug)]
 pub(crate) struct Topic {
     state: Mutex<TopicState>,
-    changed: Notify,
+    /// Where its readers are.
+    origin: Origin,
 }
 
 #[derive(Debug)]
@@ -112,6 +118,7 @@ struct TopicState {
     recent: VecDeque<Arc<LiveBatch>>,
     recent_bytes: usize,
     joined: VecDeque<Arc<LiveBatch>>,
+    waiting: Waiting,
 }
 
 /// What a topic has for a reader at some position.
@@ -127,7 +134,8 @@ enum Next {
 }
 
 impl Topic {
-    pub(crate) fn new(tail: u64, closed: bool) -> Arc<Self> {
+    /// A topic for readers that run on `origin`.
+    pub(crate) fn new(tail: u64, closed: bool, origin: Origin) -> Arc<Self> {
         let state = TopicState {
             tail,
             closed,
@@ -135,19 +143,25 @@ impl Topic {
             recent: VecDeque::new(),
             recent_bytes: 0,
             joined: VecDeque::new(),
+            waiting: Waiting::default(),
         };
-        Arc::new(Self { state: Mutex::new(state), changed: Notify::new() })
+        Arc::new(Self { state: Mutex::new(state), origin })
     }
 
     /// Takes in news and wakes all readers.
     pub(crate) fn announce(&self, news: TopicNews) {
-        lock(&self.state).take_in(news);
-        self.changed.notify_waiters();
+        let called = lock(&self.state).take_in(news);
+        match self.origin {
+            Origin::Core(_) => wake_in_turns(called),
+            // Their runtime is not kept from anything else by it.
+            Origin::Foreign => called.into_iter().for_each(|(_, waker)| waker.wake()),
+        }
     }
 }
 
 impl TopicState {
-    fn take_in(&mut self, news: TopicNews) {
+    /// Takes in news. Returns who is to be told.
+    fn take_in(&mut self, news: TopicNews) -> Slab<Waker> {
         self.closed |= news.closed;
         self.ended = self.ended.or(news.ended);
         match news.data {
@@ -168,6 +182,7 @@ impl TopicState {
         }
         self.tail = self.tail.max(news.end);
         self.joined.clear();
+        self.waiting.call()
     }
 
     /// `position` is where the reader is, `held` how much before that it wants again.
@@ -238,24 +253,99 @@ impl TopicState {
 /// A live read of one stream: a position, and a share of the topic that wakes it. Dropping it ends the read.
 #[derive(Debug)]
 pub struct Subscription {
-    pub(super) engine: Engine,
     info: StreamInfo,
-    attachment: Attachment,
-    topic: Arc<Topic>,
-    position: u64,
-    held: u64,
-    /// Asked for from the start, and nothing was delivered yet: if retention takes the start meanwhile, it is the next
-    /// position that is kept.
-    at_start: bool,
+    reader: LiveReader,
 }
 
 impl Subscription {
     pub(crate) fn new(engine: Engine, subscribed: Subscribed, from: RequestedOffset) -> Self {
         let Subscribed { info, position, check_start: _, topic, attachment } = subscribed;
-        let at_start = from == RequestedOffset::Start;
-        Self { engine, info, attachment, topic, position, held: 0, at_start }
+        let reader = LiveReader {
+            engine,
+            attachment,
+            topic,
+            place: None,
+            fetch: None,
+            tail_at_start: info.tail,
+            position,
+            held: 0,
+            closed_at_start: info.closed,
+            at_start: from == RequestedOffset::Start,
+        };
+        Self { info, reader }
     }
 
+    /// The reader, for the engine.
+    pub(super) fn reader_mut(&mut self) -> &mut LiveReader {
+        &mut self.reader
+    }
+
+    /// The stream when the subscription began.
+    pub fn info(&self) -> &StreamInfo {
+        &self.info
+    }
+
+    /// Parts with what was said about the stream: a reader that waits for long does without it.
+    pub fn into_reader(self) -> LiveReader {
+        self.reader
+    }
+
+    /// See [`LiveReader::position`].
+    pub fn position(&self) -> u64 {
+        self.reader.position()
+    }
+
+    /// See [`LiveReader::hold_back`].
+    pub fn hold_back(&mut self, bytes: usize) {
+        self.reader.hold_back(bytes);
+    }
+
+    /// See [`LiveReader::next`].
+    pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
+        self.reader.next(max_bytes).await
+    }
+
+    /// See [`LiveReader::next_page`].
+    pub async fn next_page(
+        &mut self,
+        max_bytes: usize,
+        give_up: impl Future<Output = ()>,
+    ) -> Result<Option<LiveEvent>, ReadError> {
+        self.reader.next_page(max_bytes, give_up).await
+    }
+}
+
+/// A [`Subscription`] without the description of its stream.
+pub struct LiveReader {
+    pub(super) engine: Engine,
+    attachment: Attachment,
+    topic: Arc<Topic>,
+    /// Where it waits in the topic.
+    place: Option<Place>,
+    /// The page that is being read from storage. In a box of its own, since most readers never need one.
+    fetch: Option<Fetch>,
+    tail_at_start: u64,
+    position: u64,
+    held: u64,
+    closed_at_start: bool,
+    /// Asked for from the start, and nothing was delivered yet: if retention takes the start meanwhile, it is the next
+    /// position that is kept.
+    at_start: bool,
+}
+
+type Fetch = Pin<Box<dyn Future<Output = Result<Page, ReadError>> + Send>>;
+
+impl fmt::Debug for LiveReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stream = self.stream();
+        f.debug_struct("LiveReader")
+            .field("stream", &stream)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LiveReader {
     /// The position that was asked for is one of the stream's.
     pub(super) fn confirm(&mut self) {
         self.attachment.confirm();
@@ -264,11 +354,6 @@ impl Subscription {
     /// The incarnation that is read.
     pub(super) fn stream(&self) -> StreamRef {
         self.attachment.stream()
-    }
-
-    /// The stream when the subscription began.
-    pub fn info(&self) -> &StreamInfo {
-        &self.info
     }
 
     /// Next byte to deliver.
@@ -288,8 +373,7 @@ impl Subscription {
     /// The first batch may be empty, at the tail: retention took everything that was there when the subscription began.
     /// [`ReadError::OffsetGone`] if it took what was to come next.
     pub async fn next(&mut self, max_bytes: usize) -> Result<LiveEvent, ReadError> {
-        let event = self.next_until(max_bytes, std::future::pending()).await?;
-        Ok(event.expect("what never comes ends no wait"))
+        poll_fn(|cx| self.poll_next(cx, max_bytes)).await
     }
 
     /// As [`Self::next`], with two differences, for an answer that is one page (`protocol.md` §12 and §13): what one
@@ -302,12 +386,19 @@ impl Subscription {
     ) -> Result<Option<LiveEvent>, ReadError> {
         let mut give_up = std::pin::pin!(give_up);
         loop {
-            match self.next_until(max_bytes, give_up.as_mut()).await? {
+            let event = poll_fn(|cx| match self.poll_next(cx, max_bytes) {
+                Poll::Ready(event) => Poll::Ready(event.map(Some)),
+                Poll::Pending if self.fetch.is_some() => Poll::Pending,
+                Poll::Pending => give_up.as_mut().poll(cx).map(|()| Ok(None)),
+            });
+            match event.await? {
                 Some(LiveEvent::Data(batch)) if batch.end - batch.start > max_bytes as u64 => {
                     self.position = batch.start;
                     // It may have come from disk itself, and then holds room that the page asks for.
                     drop(batch);
-                    return self.catch_up(max_bytes).await.map(Some);
+                    let mut fetch = self.fetch(max_bytes);
+                    let page = poll_fn(|cx| fetch.as_mut().poll(cx)).await;
+                    return self.take_page(page).map(Some);
                 }
                 Some(LiveEvent::Data(batch)) if batch.start == batch.end => {}
                 event => return Ok(event),
@@ -315,40 +406,45 @@ impl Subscription {
         }
     }
 
-    async fn next_until(
+    /// As [`Self::next`]. Bounds may differ from call to call; one that is smaller may not hold for the next batch yet.
+    pub fn poll_next(
         &mut self,
+        cx: &mut Context<'_>,
         max_bytes: usize,
-        give_up: impl Future<Output = ()>,
-    ) -> Result<Option<LiveEvent>, ReadError> {
-        let mut give_up = std::pin::pin!(give_up);
-        loop {
-            let topic = self.topic.clone();
-            let mut changed = std::pin::pin!(topic.changed.notified());
-            // Registered before looking, so that news in between are not missed.
-            changed.as_mut().enable();
-            let next = if self.position < self.info.tail {
-                // What was there at the start is not news, and the topic may never hear of it.
-                Next::Behind
-            } else {
-                lock(&topic.state).next(self.position, self.held, max_bytes)
-            };
-            match next {
-                Next::Batch(batch) => return Ok(Some(self.take(batch))),
-                Next::Closed { tail } => return Ok(Some(LiveEvent::Closed { tail })),
-                Next::Ended(Ended::Removed) => return Ok(Some(LiveEvent::Removed)),
-                Next::Ended(Ended::SoftDeleted) => return Ok(Some(LiveEvent::SoftDeleted)),
-                Next::Behind => return self.catch_up(max_bytes).await.map(Some),
-                Next::Nothing => {}
-            }
-            if self.info.closed && self.position == self.info.tail && self.held == 0 {
-                return Ok(Some(LiveEvent::Closed { tail: self.info.tail }));
-            }
-            tokio::select! {
-                biased;
-                () = changed => {}
-                () = &mut give_up => return Ok(None),
+    ) -> Poll<Result<LiveEvent, ReadError>> {
+        if self.fetch.is_none() {
+            match self.look(cx, max_bytes) {
+                Next::Batch(batch) => return Poll::Ready(Ok(self.take(batch))),
+                Next::Closed { tail } => return Poll::Ready(Ok(LiveEvent::Closed { tail })),
+                Next::Ended(Ended::Removed) => return Poll::Ready(Ok(LiveEvent::Removed)),
+                Next::Ended(Ended::SoftDeleted) => return Poll::Ready(Ok(LiveEvent::SoftDeleted)),
+                Next::Nothing => return Poll::Pending,
+                Next::Behind => self.fetch = Some(self.fetch(max_bytes)),
             }
         }
+        let fetch = self.fetch.as_mut().expect("it was begun just now, if it had not been");
+        let page = ready!(fetch.as_mut().poll(cx));
+        self.fetch = None;
+        Poll::Ready(self.take_page(page))
+    }
+
+    /// What there is next; whoever finds nothing is woken when that changes.
+    fn look(&mut self, cx: &Context<'_>, max_bytes: usize) -> Next {
+        if self.position < self.tail_at_start {
+            // What was there at the start is not news, and the topic may never hear of it.
+            return Next::Behind;
+        }
+        let mut state = lock(&self.topic.state);
+        let next = state.next(self.position, self.held, max_bytes);
+        if !matches!(next, Next::Nothing) {
+            return next;
+        }
+        if self.closed_at_start && self.position == self.tail_at_start && self.held == 0 {
+            return Next::Closed { tail: self.tail_at_start };
+        }
+        // Under the lock under which it looked, so that no news come in between.
+        self.place = Some(state.waiting.enter(self.place, cx));
+        Next::Nothing
     }
 
     fn take(&mut self, batch: Arc<LiveBatch>) -> LiveEvent {
@@ -358,13 +454,19 @@ impl Subscription {
         LiveEvent::Data(batch)
     }
 
-    async fn catch_up(&mut self, bytes_max: usize) -> Result<LiveEvent, ReadError> {
+    /// Reads the next page from storage.
+    fn fetch(&self, bytes_max: usize) -> Fetch {
         let from = match self.at_start {
             true => RequestedOffset::Start,
             false => RequestedOffset::At(self.position - self.held),
         };
         let StreamRef { shard, id } = self.stream();
-        let page = match self.engine.page(shard.into(), Target::Id(id), from, bytes_max).await {
+        let engine = self.engine.clone();
+        Box::pin(async move { engine.page(shard.into(), Target::Id(id), from, bytes_max).await })
+    }
+
+    fn take_page(&mut self, page: Result<Page, ReadError>) -> Result<LiveEvent, ReadError> {
+        let page = match page {
             Ok(page) => page,
             Err(ReadError::Refused(LookupRefusal::NotFound)) => return Ok(LiveEvent::Removed),
             Err(ReadError::Refused(LookupRefusal::Gone)) => return Ok(LiveEvent::SoftDeleted),
@@ -378,5 +480,13 @@ impl Subscription {
             return Ok(LiveEvent::Closed { tail: page.end });
         }
         Ok(self.take(LiveBatch::new(page.start, page.end, page.data, up_to_date, closed)))
+    }
+}
+
+impl Drop for LiveReader {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            lock(&self.topic.state).waiting.leave(place);
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! * `reading`: puts a page together from RAM, from disk, and from the shards of a fork's ancestors.
 //! * `read_budget`: bounds what was read from disk and is still on its way to clients.
 //! * [`live`]: topics, batches, subscriptions.
+//! * `fan_out`: wakes the readers of a stream in turns.
 //! * `core`: the core threads, each with one runtime, one mailbox and one `shard`.
 //! * `affinity`: keeps core threads on CPUs of their own.
 //! * `mailbox`, `request`: what travels between cores.
@@ -20,6 +21,7 @@ mod backup;
 pub mod clock;
 pub(crate) mod core;
 mod embed;
+mod fan_out;
 mod handle;
 pub mod live;
 mod mailbox;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::engine::api::{CreateError, CreateRefusal, LookupRefusal, Page, ReadError, Unavailable};
 use crate::engine::handle::Engine;
-use crate::engine::live::Subscription;
+use crate::engine::live::LiveReader;
 use crate::engine::read_budget::{self, Blocks, ReadBudget, Room};
 use crate::engine::request::{Place, PlanRequest, Region, Request, SourceRequest, SpanRequest, Target};
 use crate::protocol::content_type::ContentType;
@@ -445,7 +445,7 @@ impl DiskRead {
     }
 }
 
-impl Subscription {
+impl LiveReader {
     /// Makes sure that a client's offset lies between two messages where the shard could not see that at once.
     pub(super) async fn check_start(&mut self, from: RequestedOffset) -> Result<(), ReadError> {
         let StreamRef { shard, id } = self.stream();

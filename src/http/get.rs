@@ -23,7 +23,7 @@ pub(super) async fn get(app: &App, call: &Call<'_>, name: StreamName) -> Result<
     match query.live {
         None => catch_up(app, call, name, from).await,
         Some(LiveMode::LongPoll) => long_poll::answer(app, call, name, from, query.cursor).await,
-        Some(LiveMode::Sse) => sse::answer(app, name, from, query.cursor).await,
+        Some(LiveMode::Sse) => sse::answer(app, call, name, from, query.cursor).await,
     }
 }
 

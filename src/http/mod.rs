@@ -41,6 +41,7 @@ mod tests;
 pub(crate) use cors::EXPOSED;
 pub use router::{DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready};
 pub(crate) use router::{Exchange, Front, build_fronts_with_ready};
+pub(crate) use sse::{Chunk, EventStream, Frames, TakesOver};
 
 /// Scheme of the connection that a request came in on, `"http"` or `"https"`.
 ///

@@ -17,7 +17,7 @@ use crate::http::headers::{
     STREAM_RETENTION_MAX_BYTES, STREAM_SEQ, STREAM_TTL,
 };
 use crate::http::problem::{Code, Problem};
-use crate::http::{ConnectionScheme, NotOneHost};
+use crate::http::{ConnectionScheme, NotOneHost, TakesOver};
 use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::{Lifetime, parse_expires_at, parse_ttl};
 use crate::protocol::name::{NameLimits, StreamName, Target, parse_path};
@@ -39,6 +39,8 @@ pub(super) struct Call<'a> {
     /// The path under the mount point of this router, still percent-encoded.
     pub(super) path: &'a str,
     pub(super) query: Option<&'a str>,
+    /// Who took the request writes an event stream by itself.
+    pub(super) takes_over: bool,
     scheme: &'static str,
     has_one_host: bool,
 }
@@ -54,6 +56,7 @@ impl<'a> Call<'a> {
             sent,
             path: parts.uri.path(),
             query: parts.uri.query(),
+            takes_over: parts.extensions.get::<TakesOver>().is_some(),
             scheme,
             has_one_host: parts.extensions.get::<NotOneHost>().is_none(),
         }

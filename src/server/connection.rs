@@ -2,12 +2,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
@@ -16,13 +17,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::connection_state::{ConnectionState, Phase};
+use super::live::LiveConnection;
 use super::raw_response::RawResponses;
 use super::registry::Listed;
-use super::service::ConnectionService;
+use super::service::{ConnectionService, Handover};
 use super::tls::ALPN_HTTP2;
 use super::transport::{ErrorDocuments, WatchedStream};
 use crate::config::{Config, TransportConfig};
-use crate::http::Front;
+use crate::http::{EventStream, Front};
 
 /// Most bytes that HTTP/1 buffers of a request that is being received, and of an answer before it writes.
 const HTTP1_BUFFER_BYTES: usize = 64 * 1024;
@@ -95,39 +97,130 @@ impl Protocols {
 /// Serves a connection to its end.
 pub(super) async fn serve(stream: TcpStream, protocols: Rc<Protocols>, listed: Listed) {
     let state = listed.state();
+    if protocols.has_tls() {
+        state.enter_phase(Phase::Handshake);
+    }
+    // Buffers, and the larger part of this task, only once there is something to be read: a client that connects ahead of
+    // its request has none, and of very many that connect at one time only those whose turn it is.
+    if stream.readable().await.is_err() {
+        return;
+    }
     let stream = WatchedStream::new(stream, Arc::clone(state));
-    let Some(tls) = &protocols.tls else {
-        return protocols.serve_plain(stream, state).await;
-    };
-    state.enter_phase(Phase::Handshake);
-    match tls.accept(stream).await {
-        Ok(stream) => {
-            let chosen = stream.get_ref().1.alpn_protocol();
-            if chosen == Some(ALPN_HTTP2) || !protocols.transport.http1 {
-                protocols.serve_http2(stream, state, true).await;
-            } else {
-                protocols.serve_http1(stream, state, true).await;
-            }
-        }
-        Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+    if let Some(taken) = Box::pin(protocols.serve_stream(stream, state)).await {
+        taken.go_live(protocols, listed);
+    }
+}
+
+/// Serves a plain HTTP/1 connection on from the end of an event stream. `sent_ahead`: what the client had sent by then and was
+/// read.
+pub(super) async fn serve_again(
+    stream: TcpStream,
+    sent_ahead: Bytes,
+    protocols: Rc<Protocols>,
+    listed: Listed,
+) {
+    let state = listed.state();
+    let mut stream = WatchedStream::new(stream, Arc::clone(state));
+    stream.put_back(sent_ahead);
+    if let Some(taken) = protocols.serve_plain_http1(stream, state).await {
+        taken.go_live(protocols, listed);
+    }
+}
+
+/// A connection that was taken from hyper, whose last request is answered by an event stream.
+struct TakenOver {
+    stream: TcpStream,
+    /// What the client has sent behind the request, as far as it was read.
+    sent_ahead: Bytes,
+    events: EventStream,
+    /// The client does not want to use it again.
+    closes: bool,
+}
+
+impl TakenOver {
+    /// Hands it to a task of its own, which is much smaller than that of a connection that serves requests.
+    fn go_live(self, protocols: Rc<Protocols>, listed: Listed) {
+        let Self { stream, sent_ahead, events, closes } = self;
+        let closes = closes || listed.state().is_asked_to_close();
+        let head = events.head(closes);
+        let place = listed.go_live(events.life);
+        let live = LiveConnection::new(stream, sent_ahead, head, events.frames, closes, place, protocols);
+        tokio::task::spawn_local(live);
     }
 }
 
 impl Protocols {
-    async fn serve_plain(&self, mut stream: WatchedStream, state: &Arc<ConnectionState>) {
+    /// Serves it to its end, or until it was taken over by an event stream.
+    async fn serve_stream(&self, stream: WatchedStream, state: &Arc<ConnectionState>) -> Option<TakenOver> {
+        match &self.tls {
+            None => self.serve_plain(stream, state).await,
+            Some(tls) => {
+                self.serve_tls(tls, stream, state).await;
+                None
+            }
+        }
+    }
+
+    async fn serve_tls(&self, tls: &TlsAcceptor, stream: WatchedStream, state: &Arc<ConnectionState>) {
+        match tls.accept(stream).await {
+            Ok(stream) => {
+                let chosen = stream.get_ref().1.alpn_protocol();
+                if chosen == Some(ALPN_HTTP2) || !self.transport.http1 {
+                    self.serve_http2(stream, state, true).await;
+                } else {
+                    self.serve_http1(stream, state, true).await;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
+        }
+    }
+
+    async fn serve_plain(
+        &self,
+        mut stream: WatchedStream,
+        state: &Arc<ConnectionState>,
+    ) -> Option<TakenOver> {
         let is_http2 = match self.transport {
             TransportConfig { h2c: false, .. } => false,
             TransportConfig { http1: false, .. } => true,
             _ => match begins_http2(&mut stream).await {
                 Ok(is_http2) => is_http2,
-                Err(error) => return tracing::debug!(%error, "connection ended"),
+                Err(error) => {
+                    tracing::debug!(%error, "connection ended");
+                    return None;
+                }
             },
         };
         if is_http2 {
             self.serve_http2(stream, state, false).await;
-        } else {
-            self.serve_http1(stream, state, false).await;
+            return None;
         }
+        state.enter_phase(Phase::Http1);
+        self.serve_plain_http1(stream, state).await
+    }
+
+    async fn serve_plain_http1(
+        &self,
+        stream: WatchedStream,
+        state: &Arc<ConnectionState>,
+    ) -> Option<TakenOver> {
+        let handover = Rc::new(Handover::default());
+        let service = self.service(state, false, false).handing_over(&handover);
+        let stream = ErrorDocuments::new(stream, Arc::clone(state), Rc::clone(&self.responses));
+        let mut connection = self.http1.serve_connection(TokioIo::new(stream), service);
+        // What hyper has written before, answers to earlier requests, has to be out: it would be lost. It tries to get rid
+        // of it each time that it is polled, so if the socket refused nothing there is nothing left.
+        let is_handed_over = || handover.borrow().is_some() && !state.is_stalled();
+        if !drive(Pin::new(&mut connection), state, is_handed_over).await {
+            return None;
+        }
+        let (events, closes) = *handover.take()?;
+        let parts = connection.into_parts();
+        let (stream, returned) = parts.io.into_inner().into_inner().into_parts()?;
+        // Behind what hyper has read comes what is left of what was put back.
+        let sent_ahead =
+            if returned.is_empty() { parts.read_buf } else { [parts.read_buf, returned].concat().into() };
+        Some(TakenOver { stream, sent_ahead, events, closes })
     }
 
     fn service(&self, state: &Arc<ConnectionState>, is_tls: bool, is_http2: bool) -> ConnectionService {
@@ -142,7 +235,7 @@ impl Protocols {
         state.enter_phase(Phase::Http1);
         let stream = ErrorDocuments::new(stream, Arc::clone(state), Rc::clone(&self.responses));
         let service = self.service(state, is_tls, false);
-        drive(self.http1.serve_connection(TokioIo::new(stream), service), state).await;
+        drive(pin!(self.http1.serve_connection(TokioIo::new(stream), service)), state, || false).await;
     }
 
     async fn serve_http2<T>(&self, stream: T, state: &Arc<ConnectionState>, is_tls: bool)
@@ -151,7 +244,7 @@ impl Protocols {
     {
         state.enter_phase(Phase::Http2);
         let service = self.service(state, is_tls, true);
-        drive(self.http2.serve_connection(TokioIo::new(stream), service), state).await;
+        drive(pin!(self.http2.serve_connection(TokioIo::new(stream), service)), state, || false).await;
     }
 }
 
@@ -165,35 +258,45 @@ async fn begins_http2(stream: &mut WatchedStream) -> io::Result<bool> {
             count => received += count,
         }
     }
-    stream.put_back(&begin[..received]);
+    stream.put_back(Bytes::copy_from_slice(&begin[..received]));
     Ok(begin == *HTTP2_PREFACE)
 }
 
-/// Runs a connection; once it is asked to close, it ends after the requests under way.
-async fn drive<C>(connection: C, state: &ConnectionState)
+/// Runs a connection to its end, or until `is_handed_over` says that it was; which of them. Once it is asked to close, it ends
+/// after the requests under way.
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    state: &ConnectionState,
+    is_handed_over: impl Fn() -> bool,
+) -> bool
 where
     C: GracefulConnection,
     C::Error: std::fmt::Display,
 {
-    let mut connection = pin!(connection);
     let mut closing = false;
     let outcome = poll_fn(|cx| {
         state.task().register(cx.waker());
         if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
-            return Poll::Ready(outcome);
+            return Poll::Ready(Some(outcome));
+        }
+        if is_handed_over() {
+            return Poll::Ready(None);
         }
         // A connection that was just accepted may have its first request in the kernel's buffer; it gets its answer.
         if !closing && state.is_asked_to_close() && state.has_served() {
             closing = true;
             connection.as_mut().graceful_shutdown();
-            return connection.as_mut().poll(cx);
+            return connection.as_mut().poll(cx).map(Some);
         }
         Poll::Pending
     })
     .await;
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "connection ended");
+    match outcome {
+        None => return true,
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "connection ended"),
     }
+    false
 }
 
 fn http1_builder(header_bytes: usize) -> http1::Builder {

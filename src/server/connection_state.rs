@@ -180,6 +180,11 @@ impl ConnectionState {
         set_once(&self.stalled_since, self.clock.now_ms());
     }
 
+    /// Whether the socket has refused bytes, and taken none since.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled_since.load(Ordering::Relaxed) != 0
+    }
+
     /// The sending side is closed. Whether to go on reading what the peer may still send.
     pub(super) fn start_lingering(&self) -> bool {
         let wanted = self.request_unread.load(Ordering::Relaxed);
@@ -313,6 +318,7 @@ mod tests {
         idle: Duration::from_secs(60),
         write: Duration::from_secs(30),
         half_closed: Duration::from_secs(40),
+        heartbeat: None,
     };
 
     fn state() -> ConnectionState {

@@ -76,5 +76,6 @@ fn timeouts(config: &Config) -> Timeouts {
         idle: config.limits.idle_timeout,
         write: config.limits.write_timeout,
         half_closed: config.server.long_poll_timeout + HALF_CLOSED_MARGIN,
+        heartbeat: config.server.sse_heartbeat,
     }
 }

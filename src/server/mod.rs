@@ -8,6 +8,7 @@
 //! * `service`: the router as a connection calls it; which requests are under way.
 //! * `transport`: the socket, watched; problem documents for heads that are no HTTP.
 //! * `registry`, `connection_state`: who waits for what since when, and the sweep that ends those who wait too long.
+//! * `live`, `live_state`: connections that carry an event stream, without hyper; what the sweep knows of them.
 //! * `admission`: how many connections are open, over all cores.
 //! * `cores`: acceptors on all core threads.
 //! * `admin`, `admin_client`: the endpoint on a Unix domain socket for who runs the server, and its other end.
@@ -28,6 +29,8 @@ mod connection_state;
 mod cores;
 mod lifecycle;
 mod listener;
+mod live;
+mod live_state;
 mod open_files;
 #[cfg(unix)]
 mod opening;

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -17,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::admission::Admission;
 use super::connection_state::{ConnectionState, Verdict};
+use super::live_state::{LiveState, Order};
 
 /// Longest pause between two sweeps.
 const TICK_MAX: Duration = Duration::from_secs(1);
@@ -26,6 +28,12 @@ const TICK_MIN: Duration = Duration::from_millis(10);
 
 /// Connections looked at before other tasks of the core get their turn.
 const SWEEP_SLICE: usize = 1024;
+
+/// Time after a connection gave its buffers up in which the allocator is reminded of them: longer than it keeps freed memory.
+const REMINDED_FOR: Duration = Duration::from_secs(4);
+
+/// What is allocated for that: so large that it is never cached with what is small.
+const REMINDER_BYTES: usize = 1024 * 1024;
 
 /// The bounds that the sweep keeps.
 #[derive(Clone, Debug)]
@@ -40,12 +48,15 @@ pub(super) struct Timeouts {
     pub(super) write: Duration,
     /// Time for which an answer is still prepared for a peer that has closed its sending side.
     pub(super) half_closed: Duration,
+    /// Time for which an event stream may be silent; `None` = for ever.
+    pub(super) heartbeat: Option<Duration>,
 }
 
 impl Timeouts {
     /// Pause between two sweeps: fine enough for the smallest bound.
     fn tick(&self) -> Duration {
         let least = self.handshake.min(self.header).min(self.idle).min(self.write);
+        let least = self.heartbeat.map_or(least, |heartbeat| heartbeat.min(least));
         (least / 4).clamp(TICK_MIN, TICK_MAX)
     }
 }
@@ -83,12 +94,16 @@ pub(super) struct Registry {
     entries: RefCell<Slab<Entry>>,
     sweeping: Cell<bool>,
     draining: Cell<bool>,
+    /// Time of the clock until which the allocator is reminded.
+    remind_until_ms: Cell<u64>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    state: Arc<ConnectionState>,
-    task: Option<AbortHandle>,
+enum Entry {
+    /// Serves requests.
+    Requests { state: Arc<ConnectionState>, task: Option<AbortHandle> },
+    /// Carries an event stream, and nothing else.
+    Live(LiveState),
 }
 
 impl Registry {
@@ -101,6 +116,7 @@ impl Registry {
             entries: RefCell::default(),
             sweeping: Cell::new(false),
             draining: Cell::new(false),
+            remind_until_ms: Cell::new(0),
         })
     }
 
@@ -110,35 +126,63 @@ impl Registry {
             self.clock.advance();
             tokio::task::spawn_local(Rc::clone(self).sweep_while_connected());
         }
+        let state = self.new_state();
+        let entry = Entry::Requests { state: Arc::clone(&state), task: None };
+        let key = self.entries.borrow_mut().insert(entry);
+        Listed { place: Place { registry: Rc::downgrade(self), key, _admission: admission }, state }
+    }
+
+    fn new_state(&self) -> Arc<ConnectionState> {
         let state = Arc::new(ConnectionState::new(Arc::clone(&self.clock)));
         if self.draining.get() {
             state.ask_to_close();
         }
-        let key = self.entries.borrow_mut().insert(Entry { state: Arc::clone(&state), task: None });
-        Listed { registry: Rc::downgrade(self), key, state, _admission: admission }
+        state
     }
 
     /// Names the task that serves the connection `key`, for when it has to be ended from outside.
     pub(super) fn attach(&self, key: usize, task: AbortHandle) {
-        if let Some(entry) = self.entries.borrow_mut().get_mut(key) {
-            entry.task = Some(task);
+        if let Some(Entry::Requests { task: place, .. }) = self.entries.borrow_mut().get_mut(key) {
+            *place = Some(task);
         }
     }
 
     /// Asks every connection, present and future, to end after the requests that it has under way.
     pub(super) fn drain(&self) {
         self.draining.set(true);
-        for (_, entry) in self.entries.borrow().iter() {
-            entry.state.ask_to_close();
-        }
+        self.tell_all(Order::End, |state, _| state.ask_to_close());
     }
 
     /// Ends every connection, whatever it is doing.
     pub(super) fn cut_all(&self) {
-        for (_, entry) in self.entries.borrow().iter() {
-            if let Some(task) = &entry.task {
+        self.tell_all(Order::Cut { reset: false }, |_, task| {
+            if let Some(task) = task {
                 task.abort();
             }
+        });
+    }
+
+    fn tell_all(&self, order: Order, tell: impl Fn(&ConnectionState, Option<&AbortHandle>)) {
+        let mut live = Vec::new();
+        for (_, entry) in self.entries.borrow_mut().iter_mut() {
+            match entry {
+                Entry::Requests { state, task } => tell(state, task.as_ref()),
+                Entry::Live(state) => live.extend(state.give(order)),
+            }
+        }
+        live.into_iter().for_each(Waker::wake);
+    }
+
+    /// A connection's buffers have gone, or are about to.
+    fn note_freed(&self) {
+        let until_ms = self.clock.now_ms() + REMINDED_FOR.as_millis() as u64;
+        self.remind_until_ms.set(until_ms);
+    }
+
+    /// Replaces what is known of a connection.
+    fn set(&self, key: usize, entry: Entry) {
+        if let Some(place) = self.entries.borrow_mut().get_mut(key) {
+            *place = entry;
         }
     }
 
@@ -154,6 +198,9 @@ impl Registry {
                 from += SWEEP_SLICE;
                 tokio::task::yield_now().await;
             }
+            if self.clock.now_ms() < self.remind_until_ms.get() {
+                remind_allocator();
+            }
             if self.entries.borrow().is_empty() {
                 self.entries.borrow_mut().shrink_to_fit();
                 self.sweeping.set(false);
@@ -163,51 +210,121 @@ impl Registry {
     }
 
     fn sweep(&self, from: usize, to: usize) {
-        let entries = self.entries.borrow();
+        let mut entries = self.entries.borrow_mut();
         let now_ms = self.clock.now_ms();
+        let mut live = Vec::new();
         for key in from..to.min(entries.capacity()) {
-            let Some(entry) = entries.get(key) else { continue };
-            match entry.state.judge(now_ms, self.tick, &self.timeouts) {
-                Verdict::Keep => {}
-                Verdict::Probe => entry.state.probe(),
-                Verdict::AskToClose(reason) => {
-                    tracing::debug!(reason, "closing a connection");
-                    entry.state.ask_to_close();
-                }
-                Verdict::Cut(reason) => {
-                    tracing::debug!(reason, "cutting a connection");
-                    if let Some(task) = &entry.task {
-                        task.abort();
-                    }
+            match entries.get_mut(key) {
+                None => {}
+                Some(Entry::Requests { state, task }) => self.judge(state, task.as_ref()),
+                Some(Entry::Live(state)) => live.extend(state.judge(now_ms, self.tick, &self.timeouts)),
+            }
+        }
+        drop(entries);
+        live.into_iter().for_each(Waker::wake);
+    }
+
+    fn judge(&self, state: &ConnectionState, task: Option<&AbortHandle>) {
+        match state.judge(self.clock.now_ms(), self.tick, &self.timeouts) {
+            Verdict::Keep => {}
+            Verdict::Probe => state.probe(),
+            Verdict::AskToClose(reason) => {
+                tracing::debug!(reason, "closing a connection");
+                state.ask_to_close();
+            }
+            Verdict::Cut(reason) => {
+                tracing::debug!(reason, "cutting a connection");
+                if let Some(task) = task {
+                    task.abort();
                 }
             }
         }
     }
 }
 
-/// A connection's place in its core's [`Registry`]; owned by the task that serves it.
+/// Gives the allocator an occasion to return what was freed to the system. mimalloc does so only while it is at work, and some
+/// time after the memory was freed: on a core with nothing but idle event streams, what they used while they were requests
+/// would stay for as long as they do. Nothing is written to the memory, so it costs next to nothing.
+fn remind_allocator() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(REMINDER_BYTES)));
+}
+
+/// A connection that serves requests, as its core's [`Registry`] has it; owned by the task that serves it.
 #[derive(Debug)]
 pub(super) struct Listed {
-    registry: Weak<Registry>,
-    key: usize,
+    place: Place,
     state: Arc<ConnectionState>,
-    _admission: Admission,
 }
 
 impl Listed {
     pub(super) fn key(&self) -> usize {
-        self.key
+        self.place.key
     }
 
     pub(super) fn state(&self) -> &Arc<ConnectionState> {
         &self.state
     }
+
+    /// The connection carries an event stream from now on, for at most `life`.
+    pub(super) fn go_live(self, life: Option<Duration>) -> Place {
+        let Self { place, state } = self;
+        place.with_registry(|registry| {
+            let mut live = LiveState::new(registry.clock.now_ms(), life);
+            if state.is_asked_to_close() {
+                // Nobody waits for this yet.
+                let _ = live.give(Order::End);
+            }
+            registry.set(place.key, Entry::Live(live));
+            registry.note_freed();
+        });
+        place
+    }
 }
 
-impl Drop for Listed {
+/// A connection's place in its core's [`Registry`].
+#[derive(Debug)]
+pub(super) struct Place {
+    registry: Weak<Registry>,
+    key: usize,
+    _admission: Admission,
+}
+
+impl Place {
+    /// The connection serves requests again: it is idle as after an answer. Its task is to be attached. `None` if there is no
+    /// registry any more.
+    pub(super) fn serve_requests(self) -> Option<(Rc<Registry>, Listed)> {
+        let registry = self.registry.upgrade()?;
+        let state = registry.new_state();
+        state.begin_request();
+        state.end_request();
+        registry.set(self.key, Entry::Requests { state: Arc::clone(&state), task: None });
+        Some((registry, Listed { place: self, state }))
+    }
+
+    /// Does something with what is known of an event stream, at the time of the registry's clock in milliseconds. `None` if
+    /// this is none.
+    pub(super) fn with_live<T>(&self, act: impl FnOnce(&mut LiveState, u64) -> T) -> Option<T> {
+        self.with_registry(|registry| match registry.entries.borrow_mut().get_mut(self.key) {
+            Some(Entry::Live(state)) => Some(act(state, registry.clock.now_ms())),
+            _ => None,
+        })?
+    }
+
+    /// All connections of the core are to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.with_registry(|registry| registry.draining.get()).unwrap_or(true)
+    }
+
+    fn with_registry<T>(&self, act: impl FnOnce(&Registry) -> T) -> Option<T> {
+        self.registry.upgrade().map(|registry| act(&registry))
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade() {
+        self.with_registry(|registry| {
             registry.entries.borrow_mut().try_remove(self.key);
-        }
+            registry.note_freed();
+        });
     }
 }

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 
 use super::connection_state::ConnectionState;
 use super::raw_response::RawResponses;
-use crate::http::{ConnectionScheme, Exchange, Front, NotOneHost};
+use crate::http::{ConnectionScheme, EventStream, Exchange, Front, NotOneHost, TakesOver};
 
 /// Largest piece of an HTTP/2 response that is given to the transport at a time. What was given waits for the peer
 /// where the sweep does not see it, so it has to be little; it is also one frame's default size.
@@ -33,7 +33,13 @@ pub(super) struct ConnectionService {
     /// Said to the front unless it is the one that it assumes.
     scheme: Option<ConnectionScheme>,
     is_http2: bool,
+    /// Where event streams are left that the connection is going to write by itself; `None` = they have to be bodies.
+    handover: Option<Rc<Handover>>,
 }
+
+/// An event stream, once it is the answer, and whether the client wants the connection to end with it. The request stays under
+/// way as far as hyper can see.
+pub(super) type Handover = RefCell<Option<Box<(EventStream, bool)>>>;
 
 impl ConnectionService {
     /// `is_tls` and `is_http2` describe the connection.
@@ -45,7 +51,12 @@ impl ConnectionService {
         is_http2: bool,
     ) -> Self {
         let scheme = is_tls.then_some(ConnectionScheme("https"));
-        Self { front: RefCell::new(front), state, responses, scheme, is_http2 }
+        Self { front: RefCell::new(front), state, responses, scheme, is_http2, handover: None }
+    }
+
+    /// Leaves event streams in `handover`.
+    pub(super) fn handing_over(self, handover: &Rc<Handover>) -> Self {
+        Self { handover: Some(Rc::clone(handover)), ..self }
     }
 }
 
@@ -63,12 +74,19 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if !self.is_http2 && !has_one_host(request.version(), request.headers()) {
             request.extensions_mut().insert(NotOneHost);
         }
+        let offer = self.handover.as_ref().filter(|_| request.body().ended);
+        let offer = offer.and_then(|handover| Some((TakesOver::offer(&request)?, Rc::clone(handover))));
+        if let Some((takes_over, _)) = &offer {
+            request.extensions_mut().insert(*takes_over);
+        }
         let exchange = self.front.borrow_mut().call(request.map(AxumBody::new));
         Answer {
             exchange,
             in_flight: Some(in_flight),
+            handed_over: None,
             responses: Rc::clone(&self.responses),
             paced: self.is_http2,
+            offer,
         }
     }
 }
@@ -104,9 +122,13 @@ impl Drop for InFlight {
 pub(super) struct Answer {
     exchange: Exchange,
     in_flight: Option<InFlight>,
+    /// The same, once an event stream was handed over: the connection is busy until it was taken.
+    handed_over: Option<InFlight>,
     /// For a handler that panics.
     responses: Rc<RawResponses>,
     paced: bool,
+    /// What the handler was told, and where an event stream goes. Taken when there is one.
+    offer: Option<(TakesOver, Rc<Handover>)>,
 }
 
 impl Future for Answer {
@@ -114,12 +136,23 @@ impl Future for Answer {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if this.in_flight.is_none() {
+            // Handed over, and the driver of the connection has not come to it yet.
+            return Poll::Pending;
+        }
         // A handler that panics is never polled again; what it shared with others is guarded where it is shared.
         let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.exchange).poll(cx)));
-        let response = match polled {
+        let mut response = match polled {
             Ok(outcome) => ready!(outcome),
             Err(_) => this.responses.internal_error(),
         };
+        if let Some((takes_over, handover)) = this.offer.take()
+            && let Some(events) = EventStream::take_from(&mut response)
+        {
+            handover.replace(Some(Box::new((events, takes_over.closes))));
+            this.handed_over = this.in_flight.take();
+            return Poll::Pending;
+        }
         let in_flight = this.in_flight.take().expect("a finished future is not polled again");
         let paced = this.paced;
         Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, in_flight, paced))))

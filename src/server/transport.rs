@@ -26,7 +26,8 @@ const DISCARD_READS: usize = 16;
 /// visible.
 #[derive(Debug)]
 pub(super) struct WatchedStream {
-    stream: TcpStream,
+    /// `None` once it was given away.
+    stream: Option<TcpStream>,
     state: Arc<ConnectionState>,
     closing: Closing,
     /// Bytes that were read to find out what is spoken, to be read again.
@@ -42,12 +43,22 @@ enum Closing {
 
 impl WatchedStream {
     pub(super) fn new(stream: TcpStream, state: Arc<ConnectionState>) -> Self {
-        Self { stream, state, closing: Closing::Open, returned: Bytes::new() }
+        Self { stream: Some(stream), state, closing: Closing::Open, returned: Bytes::new() }
     }
 
     /// Has `bytes`, which were read before, read again.
-    pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        self.returned = Bytes::copy_from_slice(bytes);
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.returned = bytes;
+    }
+
+    /// The socket, and what was put back and not read again.
+    pub(super) fn into_parts(mut self) -> Option<(TcpStream, Bytes)> {
+        let stream = self.stream.take()?;
+        Some((stream, std::mem::take(&mut self.returned)))
+    }
+
+    fn socket(&mut self) -> Pin<&mut TcpStream> {
+        Pin::new(self.stream.as_mut().expect("who gave the socket away has nothing to call this on"))
     }
 
     fn note_write(&self, outcome: &Poll<io::Result<usize>>) {
@@ -59,8 +70,8 @@ impl WatchedStream {
     }
 
     /// Looks at the socket without taking anything from it.
-    fn look_for_peer(&self) -> io::Result<()> {
-        match SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]) {
+    fn look_for_peer(&mut self) -> io::Result<()> {
+        match SockRef::from(&*self.socket()).peek(&mut [MaybeUninit::uninit()]) {
             Ok(0) => self.state.note_end_of_input(),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -74,7 +85,7 @@ impl WatchedStream {
         let mut bytes = [MaybeUninit::uninit(); DISCARD_BYTES];
         for _ in 0..DISCARD_READS {
             let mut buffer = ReadBuf::uninit(&mut bytes);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+            let read = ready!(self.socket().poll_read(cx, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 return Poll::Ready(());
             }
@@ -96,7 +107,7 @@ impl AsyncRead for WatchedStream {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        ready!(self.socket().poll_read(cx, buffer))?;
         if buffer.filled().len() > before {
             self.state.note_received();
         } else if buffer.remaining() > 0 {
@@ -108,7 +119,7 @@ impl AsyncRead for WatchedStream {
 
 impl AsyncWrite for WatchedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let outcome = self.socket().poll_write(cx, bytes);
         self.note_write(&outcome);
         outcome
     }
@@ -118,25 +129,25 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let outcome = self.socket().poll_write_vectored(cx, slices);
         self.note_write(&outcome);
         outcome
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state.take_probe() {
             self.look_for_peer()?;
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.socket().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing == Closing::Open {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            ready!(self.socket().poll_shutdown(cx))?;
             self.closing = if self.state.start_lingering() { Closing::Lingering } else { Closing::Done };
         }
         if self.closing == Closing::Lingering {
@@ -147,11 +158,18 @@ impl AsyncWrite for WatchedStream {
     }
 }
 
+/// Has the socket reset when it is closed.
+pub(super) fn reset_on_close(stream: &TcpStream) {
+    // A failure leaves an orderly close, which is only slower.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
 impl Drop for WatchedStream {
     fn drop(&mut self) {
-        if self.state.is_to_be_reset() {
-            // A failure leaves an orderly close, which is only slower.
-            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        if let Some(stream) = &self.stream
+            && self.state.is_to_be_reset()
+        {
+            reset_on_close(stream);
         }
     }
 }
@@ -176,6 +194,11 @@ pub(super) struct ErrorDocuments<T> {
 impl<T: AsyncWrite + Unpin> ErrorDocuments<T> {
     pub(super) fn new(inner: T, state: Arc<ConnectionState>, responses: Rc<RawResponses>) -> Self {
         Self { inner, state, responses, flushed_requests: 0, document: None }
+    }
+
+    /// The transport below.
+    pub(super) fn into_inner(self) -> T {
+        self.inner
     }
 
     /// The document that replaces `head`, if `head` is hyper's own.

@@ -136,6 +136,27 @@ fn live_readers_that_stop_reading_take_little_and_no_room_from_pages() {
     assert_cold_pages_come_again(&server);
 }
 
+#[test]
+fn live_readers_that_stop_reading_hold_one_event_each_of_what_is_appended() {
+    const APPENDED_BYTES: usize = 4 * MIB;
+    let server = start_filled(&[("DS_SERVER__SSE_HEARTBEAT_SECS", "0")]);
+    let tail = format!("{}?offset=now&live=sse", path("hot"));
+    let mut live: Vec<Connection> = (0..READERS).map(|_| connect_narrow(&server)).collect();
+    for connection in &mut live {
+        connection.send_request("GET", &tail, &[], b"").expect("a new connection takes bytes");
+        assert_eq!(connection.read_head("GET").expect("there is an answer").response.status, 200);
+    }
+    let before = resident_bytes(&server);
+    let mut at = 1000;
+    while at < APPENDED_BYTES {
+        append(&server, "hot", at, at + 64 * 1024);
+        at += 64 * 1024;
+    }
+    // What was appended, and of each reader's event what no other reader shares, at most.
+    assert_grew_less_than(&server, before, 4 * APPENDED_BYTES + READERS * 200 * 1024);
+    assert_others_are_served(&server);
+}
+
 #[tokio::test]
 async fn requests_of_one_http2_connection_share_the_budget() {
     let server = start_filled(&[("DS_TRANSPORT__HTTP__VERSIONS", "http1,h2c")]);

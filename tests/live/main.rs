@@ -5,6 +5,7 @@
 //! * `sse`: events, byte for byte.
 //! * `sse_text`: text, where payloads and code points are cut.
 //! * `sse_ends`: heartbeats, cursors, and how responses end.
+//! * `takeover`: event streams that the server writes without its HTTP library, among other requests.
 //! * `races`: readers against writers, closers and deleters; exactly-once delivery is counted.
 //! * `retention`: readers of a stream that is cut under them.
 //! * `wakes`: what happens just before a reader waits.
@@ -21,6 +22,7 @@ mod sse;
 mod sse_ends;
 mod sse_text;
 mod tail;
+mod takeover;
 mod wakes;
 
 use std::io;

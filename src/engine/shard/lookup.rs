@@ -98,7 +98,7 @@ impl Shard {
                 audience.topic.clone()
             }
             None => {
-                let topic = Topic::new(subscribers.announced, subscribers.closed);
+                let topic = Topic::new(subscribers.announced, subscribers.closed, origin);
                 subscribers.topics.push(Audience { origin, readers: 1, topic: topic.clone() });
                 topic
             }
