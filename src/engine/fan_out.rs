@@ -97,7 +97,7 @@ pub(super) fn wake_in_turns(called: Slab<Waker>) {
 /// Serves the turns of the current thread, for as long as it is polled.
 pub(super) async fn turn_by_turn() {
     let mut woken = Vec::with_capacity(WOKEN_PER_TURN);
-    poll_fn(|cx| {
+    poll_fn::<(), _>(|cx| {
         let is_more = TURNS.with_borrow_mut(|turns| {
             if turns.pump.as_ref().is_none_or(|pump| !pump.will_wake(cx.waker())) {
                 turns.pump = Some(cx.waker().clone());
@@ -116,7 +116,7 @@ pub(super) async fn turn_by_turn() {
         }
         Poll::Pending
     })
-    .await
+    .await;
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ fn requests_around_an_event_stream_are_answered_in_order() {
             let first = piece(&mut connection, &mut head);
             match offset_of_data {
                 Some(data) => {
-                    assert!(first.starts_with(&format!("event: data\ndata:{data}\n\n")), "{first:?}")
+                    assert!(first.starts_with(&format!("event: data\ndata:{data}\n\n")), "{first:?}");
                 }
                 None => assert!(first.starts_with("event: control\n"), "{first:?}"),
             }

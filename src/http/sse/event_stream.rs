@@ -51,7 +51,10 @@ pub(crate) struct EventStream {
 
 /// In the extensions of a response. Those have to be `Clone` and `Sync`, which frames are not.
 #[derive(Clone)]
-struct Attached(Arc<Mutex<Option<(Frames, Option<Duration>)>>>);
+struct Attached(Arc<Mutex<Option<Content>>>);
+
+/// Frames, and how long the response may last.
+type Content = (Frames, Option<Duration>);
 
 /// Sends `frames` along with a response instead of a body.
 pub(super) fn attach(response: &mut Response, frames: Frames, life: Option<Duration>) {
