@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use durable_streams_server::config::{self as configuration, ConfigLoadOptions};
 use support::http::{Origin, PATIENCE};
+use support::port::HeldPort;
 use support::sse::EventStream;
 use support::tls::{CertificateFiles, write_certificate};
 use support::{ServerProcess, path_text};
@@ -96,7 +97,8 @@ fn nginx_hands_on_each_event_at_once() {
     let server = ServerProcess::start(&[("DS_SERVER__SSE_RECONNECT_INTERVAL_SECS", "0")]);
     let directory = TempDir::new().expect("a temporary directory can be made");
     let files = write_certificate(directory.path());
-    let port = free_port();
+    let held = HeldPort::any();
+    let port = held.number();
     let site = read("nginx.conf")
         .replace("server 127.0.0.1:4437;", &format!("server {};", server.origin().authority))
         .replace("listen [::]:443 ssl http2;", "")
@@ -130,7 +132,8 @@ fn caddy_hands_on_each_event_at_once() {
     let server = ServerProcess::start(&[("DS_SERVER__SSE_RECONNECT_INTERVAL_SECS", "0")]);
     let directory = TempDir::new().expect("a temporary directory can be made");
     let files = write_certificate(directory.path());
-    let port = free_port();
+    let held = HeldPort::any();
+    let port = held.number();
     let certificate = format!("tls {} {}", path_text(&files.certificate), path_text(&files.key));
     let site = read("Caddyfile")
         .replace("127.0.0.1:4437", &server.origin().authority)
@@ -201,12 +204,6 @@ impl Drop for Proxy {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// A port that nobody listens on, for programs that cannot choose one and tell.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port can be bound");
-    listener.local_addr().expect("a listener has an address").port()
 }
 
 /// The configuration that these variables lead to.

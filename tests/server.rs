@@ -15,6 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use support::http::{Connection, Origin, PATIENCE};
+use support::port::HeldPort;
 use support::sse::EventStream;
 use support::tls::write_certificate;
 use support::{ServerProcess, path_text, server_command};
@@ -469,7 +470,8 @@ fn a_server_says_what_it_waits_for_while_storage_is_being_opened() {
     let file = server.directory().join("data/shard-01/SHARD");
     std::fs::remove_file(&file).expect("each shard has it");
     assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo is there").success());
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a port").port();
+    let held = HeldPort::any();
+    let port = held.number();
     server.set("DS_SERVER__PORT", &port.to_string());
     let opener = std::thread::spawn({
         let origin = Origin::parse(&format!("http://127.0.0.1:{port}"), None);

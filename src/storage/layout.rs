@@ -11,13 +11,16 @@
 //! A *generation* is one set of shard directories. The manifest names the one in use, so that replacing the manifest puts
 //! another one into its place, all shards at once: see `generation`.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+mod lock;
+
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::lock::{create_dir_durably, lock_existing, lock_or_create};
 use super::backup::UNFINISHED_FILE;
 use super::disk::{Disk, OpenMode, RealDisk};
 use super::{SHARDS_MAX, StorageError, generation};
@@ -437,75 +440,6 @@ pub(crate) fn shard_dir(generation: u64, shard: usize) -> PathBuf {
         0 => format!("shard-{shard:02}").into(),
         _ => format!("shard-{shard:02}-g{generation}").into(),
     }
-}
-
-/// Locks an existing data directory for somebody who may not want to change it. Nothing is made, except by a server that
-/// may be at work in it: a directory without a lock file has none.
-///
-/// # Errors
-/// [`StorageError::Locked`] if another process has it; [`StorageError::Layout`] if there is no such directory.
-pub(crate) fn lock_existing(root: &Path) -> Result<Option<File>, StorageError> {
-    if !root.is_dir() {
-        return Err(StorageError::Layout(format!("there is no data directory {}", root.display())));
-    }
-    let path = root.join(LOCK_FILE);
-    match File::open(&path) {
-        Ok(file) => try_lock(root, file).map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_failed("opening", &path)(error)),
-    }
-}
-
-/// Locks a data directory that is to be changed, making it if need be.
-pub(crate) fn lock_or_create(root: &Path) -> Result<File, StorageError> {
-    create_dir_durably(root)?;
-    lock(root)
-}
-
-fn lock(root: &Path) -> Result<File, StorageError> {
-    let path = root.join(LOCK_FILE);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(io_failed("opening", &path))?;
-    try_lock(root, file)
-}
-
-fn try_lock(root: &Path, file: File) -> Result<File, StorageError> {
-    let path = root.join(LOCK_FILE);
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StorageError::Locked(root.display().to_string())),
-        Err(TryLockError::Error(source)) => Err(io_failed("locking", &path)(source)),
-    }
-}
-
-/// Creates a directory and those above it, each fsynced together with its entry in its parent.
-pub(crate) fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let parent = match dir.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    create_dir_durably(parent)?;
-    match fs::create_dir(dir) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-        Err(error) => return Err(io_failed("creating", dir)(error)),
-    }
-    for flushed in [dir, parent] {
-        // Elsewhere directories cannot be opened, and their entries are durable with the file.
-        #[cfg(unix)]
-        File::open(flushed).and_then(|dir| dir.sync_all()).map_err(io_failed("flushing", flushed))?;
-        #[cfg(not(unix))]
-        let _ = flushed;
-    }
-    Ok(())
 }
 
 fn io_failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError + use<> {

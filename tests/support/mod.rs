@@ -6,6 +6,7 @@
 pub(crate) mod dice;
 pub(crate) mod ending;
 pub(crate) mod http;
+pub(crate) mod port;
 pub(crate) mod sse;
 pub(crate) mod tls;
 
