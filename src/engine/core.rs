@@ -3,7 +3,7 @@
 //! A request whose stream is owned by the very core that it came in on runs without a hop: the shard is reached
 //! through a thread-local, for the length of one synchronous call. Everything else comes through the mailbox.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,6 +75,18 @@ struct CoreContext {
 
 thread_local! {
     static CORE: RefCell<Option<CoreContext>> = const { RefCell::new(None) };
+    /// The shard that a task of this core asked last.
+    static ASKED: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// A task of this core asks `shard`.
+pub(crate) fn note_asked(shard: usize) {
+    ASKED.set(Some(shard));
+}
+
+/// The shard that was asked last on this thread since this was last called, if it is a core and there was one.
+pub(crate) fn take_asked() -> Option<usize> {
+    ASKED.take()
 }
 
 /// Which core of this engine the current thread is, if any.

@@ -73,6 +73,9 @@ impl Engine {
         let (sender, answer) = oneshot::channel();
         let origin = core::origin(self.shared.id);
         let request = request(Reply { sender, origin });
+        if matches!(origin, Origin::Core(_)) {
+            core::note_asked(shard);
+        }
         if origin == Origin::Core(shard) {
             core::handle_locally(&self.shared, request);
         } else {

@@ -35,6 +35,7 @@ pub(crate) mod shard;
 
 pub use api::Storage;
 pub use backup::backup_offline;
+pub(crate) use core::take_asked;
 pub use embed::{AcidStorage, EngineOptions, FileStorage, InMemoryStorage};
 pub use handle::Engine;
 pub use routing::{HASH_NAME, shard_of};

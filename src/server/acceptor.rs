@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Gate;
-use super::connection::{Protocols, serve};
+use super::connection::{Protocols, serve, serve_again};
+use super::moving::{Arrivals, Moved};
 use super::registry::{Registry, Timeouts};
 
 /// Pauses after a failed accept: the first, and the longest.
@@ -41,12 +42,15 @@ pub(super) struct Acceptor {
     protocols: Rc<Protocols>,
     registry: Rc<Registry>,
     gate: Arc<Gate>,
+    /// Which one this is.
+    core: usize,
     refused_kept: Rc<Cell<usize>>,
 }
 
 impl Acceptor {
-    pub(super) fn new(protocols: Protocols, timeouts: Timeouts, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(protocols: Protocols, timeouts: Timeouts, gate: Arc<Gate>, core: usize) -> Self {
         Self {
+            core,
             protocols: Rc::new(protocols),
             registry: Registry::new(timeouts),
             gate,
@@ -55,13 +59,36 @@ impl Acceptor {
     }
 
     /// Accepts until told to drain, then waits to be told to cut what is still open then.
-    pub(super) async fn run(self, listener: TcpListener, stop: Stop) {
-        stop.drain.run_until_cancelled(self.accept_forever(&listener)).await;
-        self.registry.drain();
-        self.accept_waiting(listener);
-        self.gate.acceptor_is_done();
-        stop.cut.cancelled().await;
+    pub(super) async fn run(self, listener: TcpListener, arrivals: Arrivals, stop: Stop) {
+        let accept = async {
+            stop.drain.run_until_cancelled(self.accept_forever(&listener)).await;
+            self.registry.drain();
+            self.accept_waiting(listener);
+            self.gate.acceptor_is_done();
+        };
+        // What is on its way between cores when connections are cut is cut with the way.
+        let welcome = stop.cut.run_until_cancelled(self.welcome_forever(arrivals));
+        tokio::join!(accept, welcome);
         self.registry.cut_all();
+    }
+
+    /// Takes in the connections that come from other cores.
+    async fn welcome_forever(&self, mut arrivals: Arrivals) {
+        while let Some(moved) = arrivals.recv().await {
+            if let Err(error) = self.welcome(moved) {
+                tracing::debug!(%error, "a connection was lost on its way to another core");
+            }
+        }
+        std::future::pending::<()>().await;
+    }
+
+    fn welcome(&self, moved: Moved) -> io::Result<()> {
+        let stream = TcpStream::from_std(moved.stream)?;
+        let listed = self.registry.enter_idle(moved.admission);
+        let key = listed.key();
+        let served = serve_again(stream, moved.sent_ahead, Rc::clone(&self.protocols), listed);
+        self.registry.attach(key, tokio::task::spawn_local(served).abort_handle());
+        Ok(())
     }
 
     async fn accept_forever(&self, listener: &TcpListener) {
@@ -97,7 +124,7 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream) {
-        let Some(admission) = self.gate.admit() else {
+        let Some(admission) = self.gate.admit(self.core) else {
             self.refuse(stream);
             return;
         };

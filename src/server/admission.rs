@@ -1,14 +1,19 @@
-//! How many connections are open, over all cores.
+//! How many connections are open, over all cores and on each.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Connections by which a core may have more than its share when others move to it.
+const SHARE_SLACK: usize = 4;
 
 /// Counts connections up to a limit, and acceptors, and lets a thread wait until none of either is left.
 #[derive(Debug)]
 pub(super) struct Gate {
     limit: usize,
     open: AtomicUsize,
+    /// The same, on each core.
+    on_core: Box<[AtomicUsize]>,
     /// Acceptors that may still admit connections.
     acceptors: AtomicUsize,
     /// Somebody waits. Before that, closing a connection costs no lock.
@@ -18,11 +23,12 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// A gate for at most `limit` connections.
+    /// A gate for at most `limit` connections, and an acceptor on each of `acceptors` cores.
     pub(super) fn new(limit: usize, acceptors: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
             open: AtomicUsize::new(0),
+            on_core: (0..acceptors).map(|_| AtomicUsize::new(0)).collect(),
             acceptors: AtomicUsize::new(acceptors),
             awaited: AtomicBool::new(false),
             lock: Mutex::new(()),
@@ -30,11 +36,20 @@ impl Gate {
         })
     }
 
-    /// Admits a connection; `None` at the limit. The place is given back when the returned value is dropped.
-    pub(super) fn admit(self: &Arc<Self>) -> Option<Admission> {
+    /// Admits a connection to `core`; `None` at the limit. The place is given back when the returned value is dropped.
+    pub(super) fn admit(self: &Arc<Self>, core: usize) -> Option<Admission> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let admission = Admission(Arc::clone(self));
+        self.on_core[core].fetch_add(1, Ordering::Relaxed);
+        let admission = Admission { gate: Arc::clone(self), core };
         (before < self.limit).then_some(admission)
+    }
+
+    /// Whether a connection may move to `core`: not if that has a good deal more than its share already. Parsing requests costs
+    /// more than passing them on, so a core does better with the half of a hot stream's connections than with all.
+    pub(super) fn has_room_on(&self, core: usize) -> bool {
+        let share = self.open.load(Ordering::Relaxed).div_ceil(self.on_core.len());
+        let there = self.on_core.get(core).map(|count| count.load(Ordering::Relaxed));
+        there.is_some_and(|there| there < share + share / 4 + SHARE_SLACK)
     }
 
     /// An acceptor has admitted its last connection.
@@ -83,12 +98,25 @@ impl Gate {
 
 /// The place of one connection behind a [`Gate`].
 #[derive(Debug)]
-pub(super) struct Admission(Arc<Gate>);
+pub(super) struct Admission {
+    gate: Arc<Gate>,
+    core: usize,
+}
+
+impl Admission {
+    /// The connection moves to `core`.
+    pub(super) fn move_to(&mut self, core: usize) {
+        self.gate.on_core[core].fetch_add(1, Ordering::Relaxed);
+        self.gate.on_core[self.core].fetch_sub(1, Ordering::Relaxed);
+        self.core = core;
+    }
+}
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::SeqCst);
-        self.0.tell_if_empty();
+        self.gate.on_core[self.core].fetch_sub(1, Ordering::Relaxed);
+        self.gate.open.fetch_sub(1, Ordering::SeqCst);
+        self.gate.tell_if_empty();
     }
 }
 
@@ -98,20 +126,38 @@ mod tests {
 
     #[test]
     fn gate_admits_up_to_its_limit_and_again_after_one_left() {
-        let gate = Gate::new(2, 0);
-        let first = gate.admit();
-        let second = gate.admit();
+        let gate = Gate::new(2, 1);
+        let first = gate.admit(0);
+        let second = gate.admit(0);
         assert!(first.is_some() && second.is_some());
-        assert!(gate.admit().is_none());
+        assert!(gate.admit(0).is_none());
         assert_eq!(gate.open(), 2);
         drop(first);
-        assert!(gate.admit().is_some());
+        assert!(gate.admit(0).is_some());
+    }
+
+    #[test]
+    fn connections_may_move_until_a_core_has_a_quarter_more_than_its_share() {
+        let gate = Gate::new(1000, 2);
+        let mut admitted: Vec<_> = (0..100).map(|n| gate.admit(n % 2).expect("the limit is far")).collect();
+        let mut moved = 0;
+        for admission in admitted.iter_mut().skip(1).step_by(2) {
+            if gate.has_room_on(0) {
+                admission.move_to(0);
+                moved += 1;
+            }
+        }
+        assert_eq!(moved, 12 + SHARE_SLACK);
+        assert!(gate.has_room_on(1));
+        assert!(!gate.has_room_on(2), "there is no such core");
+        admitted.clear();
+        assert!(gate.on_core.iter().all(|count| count.load(Ordering::Relaxed) == 0));
     }
 
     #[test]
     fn gate_is_empty_when_acceptors_and_connections_are_gone() {
         let gate = Gate::new(2, 1);
-        let admission = gate.admit();
+        let admission = gate.admit(0);
         assert!(!gate.wait_until_empty(Duration::ZERO));
         let waiter = std::thread::spawn({
             let gate = Arc::clone(&gate);

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection_state::{ConnectionState, Phase};
 use super::live::LiveConnection;
+use super::moving::Ways;
 use super::raw_response::RawResponses;
 use super::registry::Listed;
 use super::service::{ConnectionService, Handover};
@@ -62,6 +63,7 @@ pub(super) struct Protocols {
     tls: Option<TlsAcceptor>,
     transport: TransportConfig,
     responses: Rc<RawResponses>,
+    ways: Ways,
     http1: http1::Builder,
     http2: http2::Builder<LocalExecutor>,
 }
@@ -72,6 +74,7 @@ impl Protocols {
         front: Front,
         tls: Option<TlsAcceptor>,
         responses: Rc<RawResponses>,
+        ways: Ways,
     ) -> Self {
         let header_bytes = config.limits.max_header_bytes;
         Self {
@@ -79,6 +82,7 @@ impl Protocols {
             tls,
             transport: config.transport.clone(),
             responses,
+            ways,
             http1: http1_builder(header_bytes),
             http2: http2_builder(header_bytes),
         }
@@ -107,12 +111,12 @@ pub(super) async fn serve(stream: TcpStream, protocols: Rc<Protocols>, listed: L
     }
     let stream = WatchedStream::new(stream, Arc::clone(state));
     if let Some(taken) = Box::pin(protocols.serve_stream(stream, state)).await {
-        taken.go_live(protocols, listed);
+        taken.go_on(protocols, listed);
     }
 }
 
-/// Serves a plain HTTP/1 connection on from the end of an event stream. `sent_ahead`: what the client had sent by then and was
-/// read.
+/// Serves a plain HTTP/1 connection on, which has been taken from hyper between two requests. `sent_ahead`: what the client had
+/// sent by then and was read.
 pub(super) async fn serve_again(
     stream: TcpStream,
     sent_ahead: Bytes,
@@ -123,24 +127,46 @@ pub(super) async fn serve_again(
     let mut stream = WatchedStream::new(stream, Arc::clone(state));
     stream.put_back(sent_ahead);
     if let Some(taken) = protocols.serve_plain_http1(stream, state).await {
-        taken.go_live(protocols, listed);
+        taken.go_on(protocols, listed);
     }
 }
 
-/// A connection that was taken from hyper, whose last request is answered by an event stream.
+/// A connection that was taken from hyper.
 struct TakenOver {
     stream: TcpStream,
-    /// What the client has sent behind the request, as far as it was read.
+    /// What the client has sent behind the last request, as far as it was read.
     sent_ahead: Bytes,
-    events: EventStream,
-    /// The client does not want to use it again.
-    closes: bool,
+    reason: Reason,
+}
+
+enum Reason {
+    /// The last request is answered by this, and whether the client does not want to use the connection again.
+    Events(Box<(EventStream, bool)>),
+    /// Its streams are on that core.
+    Move { to: usize },
 }
 
 impl TakenOver {
+    fn go_on(self, protocols: Rc<Protocols>, listed: Listed) {
+        let Self { stream, sent_ahead, reason } = self;
+        match reason {
+            Reason::Events(events) => {
+                let (events, closes) = *events;
+                Self::go_live(stream, sent_ahead, events, closes, protocols, listed);
+            }
+            Reason::Move { to } => protocols.ways.send(to, stream, sent_ahead, listed.leave()),
+        }
+    }
+
     /// Hands it to a task of its own, which is much smaller than that of a connection that serves requests.
-    fn go_live(self, protocols: Rc<Protocols>, listed: Listed) {
-        let Self { stream, sent_ahead, events, closes } = self;
+    fn go_live(
+        stream: TcpStream,
+        sent_ahead: Bytes,
+        events: EventStream,
+        closes: bool,
+        protocols: Rc<Protocols>,
+        listed: Listed,
+    ) {
         let closes = closes || listed.state().is_asked_to_close();
         let head = events.head(closes);
         let place = listed.go_live(events.life);
@@ -210,17 +236,23 @@ impl Protocols {
         let mut connection = self.http1.serve_connection(TokioIo::new(stream), service);
         // What hyper has written before, answers to earlier requests, has to be out: it would be lost. It tries to get rid
         // of it each time that it is polled, so if the socket refused nothing there is nothing left.
-        let is_handed_over = || handover.borrow().is_some() && !state.is_stalled();
+        let is_handed_over = || {
+            (handover.has_events() && !state.is_stalled())
+                || (state.is_between_requests() && self.ways.leads_away(&handover.drift))
+        };
         if !drive(Pin::new(&mut connection), state, is_handed_over).await {
             return None;
         }
-        let (events, closes) = *handover.take()?;
+        let reason = match handover.take_events() {
+            Some(events) => Reason::Events(events),
+            None => Reason::Move { to: handover.drift.core() },
+        };
         let parts = connection.into_parts();
         let (stream, returned) = parts.io.into_inner().into_inner().into_parts()?;
         // Behind what hyper has read comes what is left of what was put back.
         let sent_ahead =
             if returned.is_empty() { parts.read_buf } else { [parts.read_buf, returned].concat().into() };
-        Some(TakenOver { stream, sent_ahead, events, closes })
+        Some(TakenOver { stream, sent_ahead, reason })
     }
 
     fn service(&self, state: &Arc<ConnectionState>, is_tls: bool, is_http2: bool) -> ConnectionService {

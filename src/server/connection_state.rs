@@ -134,6 +134,12 @@ impl ConnectionState {
         }
     }
 
+    /// The connection has been served before, elsewhere, and is idle as after an answer.
+    pub(super) fn resume(&self) {
+        self.begin_request();
+        self.end_request();
+    }
+
     /// Whether any request was ever begun.
     pub(super) fn has_served(&self) -> bool {
         self.requests() != 0
@@ -183,6 +189,16 @@ impl ConnectionState {
     /// Whether the socket has refused bytes, and taken none since.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled_since.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the connection is between two requests, with nothing of the last one left, so that anybody could serve the next.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.is_idle()
+            && self.has_served()
+            && !self.is_stalled()
+            && !self.is_asked_to_close()
+            && !self.request_unread.load(Ordering::Relaxed)
+            && self.lingering_since.load(Ordering::Relaxed) == 0
     }
 
     /// The sending side is closed. Whether to go on reading what the peer may still send.

@@ -11,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use super::acceptor::{Acceptor, Stop};
 use super::admission::Gate;
 use super::connection::Protocols;
+use super::moving::{Arrivals, Ways};
 use super::raw_response::RawResponses;
 use super::registry::Timeouts;
 use crate::config::Config;
@@ -42,14 +43,17 @@ pub(super) fn start_acceptors(
     fronts: Vec<Front>,
 ) -> io::Result<()> {
     let (started, outcomes) = mpsc::channel();
-    for (index, (listener, front)) in listeners.into_iter().zip(fronts).enumerate() {
+    let (ways, arrivals) = Ways::between(&setup.gate, listeners.len());
+    for (index, ((listener, front), (ways, arrivals))) in
+        listeners.into_iter().zip(fronts).zip(ways.into_iter().zip(arrivals)).enumerate()
+    {
         let setup = setup.clone();
         let started = started.clone();
         cores.run_on(
             index,
             Box::new(move || {
                 // The receiver waits for every core; it is gone only if another core could not start.
-                let _ = started.send(start_acceptor(listener, &setup, front));
+                let _ = started.send(start_acceptor(listener, &setup, front, ways, arrivals));
             }),
         );
     }
@@ -58,13 +62,20 @@ pub(super) fn start_acceptors(
 }
 
 /// Starts one on the current thread, which runs a local runtime.
-pub(super) fn start_acceptor(listener: TcpListener, setup: &Setup, front: Front) -> io::Result<()> {
+pub(super) fn start_acceptor(
+    listener: TcpListener,
+    setup: &Setup,
+    front: Front,
+    ways: Ways,
+    arrivals: Arrivals,
+) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let Setup { config, tls, gate, stop } = setup;
     let responses = Rc::new(RawResponses::new(&config.http.cors_origins));
-    let protocols = Protocols::new(config, front, tls.clone(), responses);
-    let acceptor = Acceptor::new(protocols, timeouts(config), Arc::clone(gate));
-    tokio::task::spawn_local(acceptor.run(listener, stop.clone()));
+    let core = ways.here();
+    let protocols = Protocols::new(config, front, tls.clone(), responses, ways);
+    let acceptor = Acceptor::new(protocols, timeouts(config), Arc::clone(gate), core);
+    tokio::task::spawn_local(acceptor.run(listener, arrivals, stop.clone()));
     Ok(())
 }
 

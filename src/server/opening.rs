@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::acceptor::Stop;
 use super::admission::Gate;
 use super::cores::{Setup, start_acceptor};
+use super::moving::Ways;
 use crate::config::Config;
 use crate::engine::opening::Opening;
 use crate::http::build_router_with_ready;
@@ -53,7 +54,8 @@ impl OpeningServer {
         let setup = Setup { config: Arc::clone(config), tls, gate: Arc::clone(&gate), stop: stop.clone() };
         let (of_thread, connections) = (stop.clone(), Arc::clone(&gate));
         let serve = async move {
-            if let Err(error) = start_acceptor(listener, &setup, router.into()) {
+            let (ways, arrivals) = Ways::to_nowhere(&setup.gate);
+            if let Err(error) = start_acceptor(listener, &setup, router.into(), ways, arrivals) {
                 tracing::warn!(%error, "nobody is told what the start waits for");
                 return;
             }

@@ -129,7 +129,14 @@ impl Registry {
         let state = self.new_state();
         let entry = Entry::Requests { state: Arc::clone(&state), task: None };
         let key = self.entries.borrow_mut().insert(entry);
-        Listed { place: Place { registry: Rc::downgrade(self), key, _admission: admission }, state }
+        Listed { place: Place { registry: Rc::downgrade(self), key, admission: Some(admission) }, state }
+    }
+
+    /// Enters a connection that has been served before, and is idle as after an answer.
+    pub(super) fn enter_idle(self: &Rc<Self>, admission: Admission) -> Listed {
+        let listed = self.enter(admission);
+        listed.state.resume();
+        listed
     }
 
     fn new_state(&self) -> Arc<ConnectionState> {
@@ -265,6 +272,11 @@ impl Listed {
         &self.state
     }
 
+    /// The connection leaves this core, but not the server.
+    pub(super) fn leave(mut self) -> Admission {
+        self.place.admission.take().expect("it is taken only here, where the place ends")
+    }
+
     /// The connection carries an event stream from now on, for at most `life`.
     pub(super) fn go_live(self, life: Option<Duration>) -> Place {
         let Self { place, state } = self;
@@ -286,7 +298,8 @@ impl Listed {
 pub(super) struct Place {
     registry: Weak<Registry>,
     key: usize,
-    _admission: Admission,
+    /// `None` once it was taken to another core.
+    admission: Option<Admission>,
 }
 
 impl Place {
@@ -295,8 +308,7 @@ impl Place {
     pub(super) fn serve_requests(self) -> Option<(Rc<Registry>, Listed)> {
         let registry = self.registry.upgrade()?;
         let state = registry.new_state();
-        state.begin_request();
-        state.end_request();
+        state.resume();
         registry.set(self.key, Entry::Requests { state: Arc::clone(&state), task: None });
         Some((registry, Listed { place: self, state }))
     }

@@ -16,7 +16,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::connection_state::ConnectionState;
+use super::moving::Drift;
 use super::raw_response::RawResponses;
+use crate::engine;
 use crate::http::{ConnectionScheme, EventStream, Exchange, Front, NotOneHost, TakesOver};
 
 /// Largest piece of an HTTP/2 response that is given to the transport at a time. What was given waits for the peer
@@ -33,13 +35,29 @@ pub(super) struct ConnectionService {
     /// Said to the front unless it is the one that it assumes.
     scheme: Option<ConnectionScheme>,
     is_http2: bool,
-    /// Where event streams are left that the connection is going to write by itself; `None` = they have to be bodies.
+    /// `None` = the connection is hyper's to its end.
     handover: Option<Rc<Handover>>,
 }
 
-/// An event stream, once it is the answer, and whether the client wants the connection to end with it. The request stays under
-/// way as far as hyper can see.
-pub(super) type Handover = RefCell<Option<Box<(EventStream, bool)>>>;
+/// Why a connection may be taken from hyper.
+#[derive(Debug, Default)]
+pub(super) struct Handover {
+    events: RefCell<Option<Box<(EventStream, bool)>>>,
+    /// Where its requests go.
+    pub(super) drift: Drift,
+}
+
+impl Handover {
+    /// Whether an event stream is the answer to the last request, which stays under way as far as hyper can see.
+    pub(super) fn has_events(&self) -> bool {
+        self.events.borrow().is_some()
+    }
+
+    /// That event stream, and whether the client wants the connection to end with it.
+    pub(super) fn take_events(&self) -> Option<Box<(EventStream, bool)>> {
+        self.events.take()
+    }
+}
 
 impl ConnectionService {
     /// `is_tls` and `is_http2` describe the connection.
@@ -54,7 +72,8 @@ impl ConnectionService {
         Self { front: RefCell::new(front), state, responses, scheme, is_http2, handover: None }
     }
 
-    /// Leaves event streams in `handover`.
+    /// Leaves event streams in `handover`, where the connection finds them and writes them by itself, and notes there which
+    /// shards are asked.
     pub(super) fn handing_over(self, handover: &Rc<Handover>) -> Self {
         Self { handover: Some(Rc::clone(handover)), ..self }
     }
@@ -74,10 +93,10 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if !self.is_http2 && !has_one_host(request.version(), request.headers()) {
             request.extensions_mut().insert(NotOneHost);
         }
-        let offer = self.handover.as_ref().filter(|_| request.body().ended);
-        let offer = offer.and_then(|handover| Some((TakesOver::offer(&request)?, Rc::clone(handover))));
-        if let Some((takes_over, _)) = &offer {
-            request.extensions_mut().insert(*takes_over);
+        let may_offer = self.handover.is_some() && request.body().ended;
+        let offer = may_offer.then(|| TakesOver::offer(&request)).flatten();
+        if let Some(takes_over) = offer {
+            request.extensions_mut().insert(takes_over);
         }
         let exchange = self.front.borrow_mut().call(request.map(AxumBody::new));
         Answer {
@@ -87,6 +106,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
             responses: Rc::clone(&self.responses),
             paced: self.is_http2,
             offer,
+            handover: self.handover.clone(),
         }
     }
 }
@@ -127,8 +147,24 @@ pub(super) struct Answer {
     /// For a handler that panics.
     responses: Rc<RawResponses>,
     paced: bool,
-    /// What the handler was told, and where an event stream goes. Taken when there is one.
-    offer: Option<(TakesOver, Rc<Handover>)>,
+    /// What the handler was told. An event stream goes to `handover` then.
+    offer: Option<TakesOver>,
+    handover: Option<Rc<Handover>>,
+}
+
+impl Answer {
+    /// A handler that panics is never polled again; what it shared with others is guarded where it is shared.
+    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Response<AxumBody>> {
+        // What other tasks asked.
+        engine::take_asked();
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.exchange).poll(cx)));
+        if let Some(handover) = &self.handover
+            && let Some(shard) = engine::take_asked()
+        {
+            handover.drift.note(shard);
+        }
+        polled.unwrap_or_else(|_| Poll::Ready(self.responses.internal_error()))
+    }
 }
 
 impl Future for Answer {
@@ -140,16 +176,11 @@ impl Future for Answer {
             // Handed over, and the driver of the connection has not come to it yet.
             return Poll::Pending;
         }
-        // A handler that panics is never polled again; what it shared with others is guarded where it is shared.
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.exchange).poll(cx)));
-        let mut response = match polled {
-            Ok(outcome) => ready!(outcome),
-            Err(_) => this.responses.internal_error(),
-        };
-        if let Some((takes_over, handover)) = this.offer.take()
+        let mut response = ready!(this.poll_exchange(cx));
+        if let (Some(takes_over), Some(handover)) = (this.offer, &this.handover)
             && let Some(events) = EventStream::take_from(&mut response)
         {
-            handover.replace(Some(Box::new((events, takes_over.closes))));
+            handover.events.replace(Some(Box::new((events, takes_over.closes))));
             this.handed_over = this.in_flight.take();
             return Poll::Pending;
         }

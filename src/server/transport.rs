@@ -104,6 +104,7 @@ impl AsyncRead for WatchedStream {
         if !self.returned.is_empty() {
             let count = self.returned.len().min(buffer.remaining());
             buffer.put_slice(&self.returned.split_to(count));
+            self.state.note_received();
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -282,5 +283,38 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ErrorDocuments<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::server::connection_state::Verdict;
+    use crate::server::registry::{CoarseClock, Timeouts};
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        handshake: Duration::from_secs(5),
+        header: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(30),
+        half_closed: Duration::from_secs(40),
+        heartbeat: None,
+    };
+
+    #[tokio::test]
+    async fn a_head_of_which_something_was_put_back_has_begun() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let state = Arc::new(ConnectionState::new(Arc::new(CoarseClock::new())));
+        state.resume();
+        let mut stream = WatchedStream::new(stream, Arc::clone(&state));
+        let after = |seconds: u64| state.judge(1 + seconds * 1000, Duration::ZERO, &TIMEOUTS);
+        assert_eq!(after(11), Verdict::Keep);
+        stream.put_back(Bytes::from_static(b"GET"));
+        assert_eq!(stream.read(&mut [0; 3]).await.unwrap(), 3);
+        assert!(matches!(after(11), Verdict::Cut(_)));
     }
 }
