@@ -1,6 +1,9 @@
 //! A budget for what was read from disk: content in RAM is shared with whoever reads it, but a page from disk is memory
 //! of its own until its client has taken it, and a client may take its time.
 //!
+//! Content that was shared and has left the RAM since is memory of its readers as well ([`Lent`]). Once there is much of
+//! that, no more is shared: pages are copies then, which take room as those from disk do.
+//!
 //! Room is taken once for a page, before anything is read, and in order: who holds some never waits for more, so that
 //! nobody waits for somebody who waits. Each buffer of the page carries its part of the room and gives it back by being
 //! dropped, wherever that happens; so the layers above deal in plain [`Bytes`].
@@ -15,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::api::Unavailable;
+use crate::storage::lent::Lent;
 use crate::storage::{READ_BUFFER_BYTES, ReadTarget};
 
 /// What room is counted in.
@@ -26,6 +30,10 @@ pub(super) const WAIT: Duration = Duration::from_secs(2);
 const PAGES_LEFT_MIN: u64 = 64;
 /// Pages do not get smaller than this.
 const PAGE_BYTES_MIN: u64 = 64 * 1024;
+/// What a page may have of content in RAM without taking room, as it may of the block that a stream is growing by.
+const COPY_BYTES_MAX: u64 = PAGE_BYTES_MIN;
+/// The part of the budget from which on as much as that is lent, and no more content is shared.
+const LENT_PART: u64 = 4;
 /// Content that is let go together.
 const BLOCK_BYTES: usize = 64 * 1024;
 /// Reads at one time, for each shard. More make no disk faster, but each is a thread, and keeps some memory after it.
@@ -37,6 +45,8 @@ pub(crate) struct ReadBudget {
     room: Arc<Semaphore>,
     units_max: u32,
     turns: Arc<Semaphore>,
+    lent: Lent,
+    lent_bytes_max: u64,
 }
 
 impl ReadBudget {
@@ -48,7 +58,24 @@ impl ReadBudget {
             room: Arc::new(Semaphore::new(units_max as usize)),
             units_max,
             turns: Arc::new(Semaphore::new(shards * READS_PER_SHARD)),
+            lent: Lent::default(),
+            lent_bytes_max: bytes_max / LENT_PART,
         }
+    }
+
+    /// Counts what readers keep of content that left the RAM.
+    pub(super) fn lent(&self) -> &Lent {
+        &self.lent
+    }
+
+    /// Content in RAM may be shared with a reader, for however long that takes.
+    pub(super) fn shares(&self) -> bool {
+        self.lent.bytes() <= self.lent_bytes_max
+    }
+
+    /// Room that a copy of content in RAM takes.
+    pub(super) fn copy_bytes(bytes: u64) -> u64 {
+        if bytes <= COPY_BYTES_MAX { 0 } else { bytes }
     }
 
     /// Size of a page that may have `bytes_max`.

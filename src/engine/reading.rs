@@ -16,7 +16,7 @@ use crate::engine::request::{Place, PlanRequest, Region, Request, SourceRequest,
 use crate::protocol::content_type::ContentType;
 use crate::protocol::json;
 use crate::protocol::offset::RequestedOffset;
-use crate::storage::{ColdReader, StorageError};
+use crate::storage::{ColdReader, ReadTarget, StorageError};
 use crate::stream::command::{ForkAnchor, ForkRequest};
 use crate::stream::create::{ResolvedFork, decide_content_type};
 use crate::stream::fork::StreamRef;
@@ -64,12 +64,14 @@ impl From<StorageError> for Trouble {
 /// A page while it grows.
 struct Draft<'a> {
     budget: &'a ReadBudget,
-    /// For all that is going to be read from disk.
+    /// For all that is going to be read from disk, or copied.
     room: Option<Room>,
     /// Bytes that all regions together seemed to need.
     foreseen: u64,
     /// It waits for room.
     waits: bool,
+    /// What is in RAM is shared with it, and not copied.
+    shares: bool,
     /// When waiting for room ends, once that has begun.
     patience_ends: Option<Instant>,
     data: Vec<Bytes>,
@@ -243,6 +245,7 @@ impl<'a> Draft<'a> {
     fn new(budget: &'a ReadBudget, start: u64, page_end: u64, json: bool, waits: bool) -> Self {
         Self {
             waits,
+            shares: budget.shares(),
             budget,
             room: None,
             foreseen: 0,
@@ -256,7 +259,9 @@ impl<'a> Draft<'a> {
 
     /// Puts the page together. No region is an ancestor's: lineages are flat, and ancestors were asked.
     async fn fill(&mut self, regions: Vec<Region>) -> Result<(), Trouble> {
-        self.foreseen = regions.iter().map(|region| self.bytes_from_disk(region)).sum();
+        let copied = regions.iter().map(|region| self.bytes_to_copy(region)).sum();
+        let from_disk: u64 = regions.iter().map(|region| self.bytes_from_disk(region)).sum();
+        self.foreseen = from_disk + ReadBudget::copy_bytes(copied);
         if self.foreseen > 0 {
             // Others may have taken room since the size of the page was chosen.
             let is_fair = self.waits || self.foreseen <= self.budget.page_bytes(self.page_bytes()) as u64;
@@ -293,6 +298,13 @@ impl<'a> Draft<'a> {
         if self.json && is_first { bytes.max(WINDOW_BYTES) } else { bytes }
     }
 
+    fn bytes_to_copy(&self, region: &Region) -> u64 {
+        if self.shares || !matches!(region.place, Place::Memory(_)) {
+            return 0;
+        }
+        region.to - region.from
+    }
+
     async fn take_room(&mut self, bytes: u64) -> Result<(), Trouble> {
         // Given back first: holding some while waiting for more is how everybody would wait for everybody.
         self.room = None;
@@ -307,8 +319,19 @@ impl<'a> Draft<'a> {
         match region.place {
             // A message that is larger than what is left of the page.
             Place::Memory(_) if region.to > self.page_end && !self.data.is_empty() => {}
-            Place::Memory(data) => {
+            Place::Memory(data) if self.shares => {
                 self.data.extend(data);
+                self.end = region.to;
+            }
+            Place::Memory(data) => {
+                match &mut self.room {
+                    Some(room) => {
+                        let mut blocks = Blocks::with_capacity(region.to - region.from);
+                        data.iter().for_each(|piece| blocks.push(piece));
+                        self.data.extend(room.hold(blocks));
+                    }
+                    None => self.data.push(data.concat().into()),
+                }
                 self.end = region.to;
             }
             Place::Disk(ref reader, stream) => {

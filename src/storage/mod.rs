@@ -55,6 +55,7 @@ pub(crate) mod file;
 pub(crate) mod frame;
 pub(crate) mod generation;
 pub(crate) mod layout;
+pub(crate) mod lent;
 pub(crate) mod offline;
 pub(crate) mod pieces;
 pub(crate) mod record;

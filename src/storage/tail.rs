@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::protocol::json;
+use crate::storage::lent::{Kept, Lent};
 use crate::stream::event::{LARGE_PAYLOAD_BYTES, Payload};
 
 /// Size at which the growing block is frozen.
@@ -21,24 +22,24 @@ const LARGE_BYTES: usize = LARGE_PAYLOAD_BYTES;
 const MARK_STEP: usize = 256;
 
 /// Contiguous bytes from `start` on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Block {
     start: u64,
-    bytes: Bytes,
+    kept: Kept,
     marks: Vec<u32>,
 }
 
 impl Block {
     fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
+        self.start + self.kept.bytes().len() as u64
     }
 
     /// See [`RecentTail::release_before`].
-    fn release_before(&mut self, position: u64) {
+    fn release_before(&mut self, position: u64, lent: &Lent) {
         let dead = position.saturating_sub(self.start) as usize;
-        if dead > self.bytes.len() / 2 {
+        if dead > self.kept.bytes().len() / 2 {
             self.start = position;
-            self.bytes = Bytes::copy_from_slice(&self.bytes[dead..]);
+            self.kept = lent.keep(Bytes::copy_from_slice(&self.kept.bytes()[dead..]));
             release_marks(&mut self.marks, dead);
         }
     }
@@ -86,26 +87,26 @@ impl RecentTail {
         self.end() - self.start()
     }
 
-    /// Adds one append's payload.
-    pub(crate) fn push(&mut self, payload: &Payload) {
+    /// Adds one append's payload. What is handed out of it and outlasts it here counts as `lent`.
+    pub(crate) fn push(&mut self, payload: &Payload, lent: &Lent) {
         if payload.is_empty() {
             return;
         }
         if payload.len() >= LARGE_BYTES {
-            self.seal();
+            self.seal(lent);
             let marks = match payload.marks() {
                 _ if !self.json => Vec::new(),
                 Some(marks) => marks.to_vec(),
                 None => marks(payload),
             };
             // No slice of something larger, which would stay in RAM with it, beyond what is accounted for: see `Payload`.
-            let bytes = Bytes::clone(payload);
-            self.sealed.push_back(Block { start: self.open_start, bytes, marks });
+            let kept = lent.keep(Bytes::clone(payload));
+            self.sealed.push_back(Block { start: self.open_start, kept, marks });
             self.open_start += payload.len() as u64;
             return;
         }
         if self.open.len() + payload.len() > BLOCK_BYTES {
-            self.seal();
+            self.seal(lent);
         }
         if self.json {
             let at = self.open.len();
@@ -117,7 +118,7 @@ impl RecentTail {
         self.open.extend_from_slice(payload);
     }
 
-    fn seal(&mut self) {
+    fn seal(&mut self, lent: &Lent) {
         if self.open.is_empty() {
             return;
         }
@@ -126,7 +127,7 @@ impl RecentTail {
         let mut bytes = std::mem::take(&mut self.open);
         bytes.shrink_to_fit();
         let marks = std::mem::take(&mut self.open_marks);
-        self.sealed.push_back(Block { start, bytes: bytes.into(), marks });
+        self.sealed.push_back(Block { start, kept: lent.keep(bytes.into()), marks });
     }
 
     /// Forgets blocks that end at or before `position`. Returns the number of bytes freed.
@@ -146,11 +147,11 @@ impl RecentTail {
 
     /// Gives up what lies before `position`, a message boundary. Of a block that it falls into, the rest is copied once it
     /// is less than half of it: so at most as much as is held is kept for nothing. Returns the number of bytes freed.
-    pub(crate) fn release_before(&mut self, position: u64) -> u64 {
+    pub(crate) fn release_before(&mut self, position: u64, lent: &Lent) -> u64 {
         let before = self.len();
         self.forget_before(position);
         match self.sealed.front_mut() {
-            Some(block) => block.release_before(position),
+            Some(block) => block.release_before(position, lent),
             None => {
                 let dead = position.min(self.end()).saturating_sub(self.open_start) as usize;
                 if dead > self.open.len() / 2 {
@@ -172,7 +173,7 @@ impl RecentTail {
         for block in self.sealed.range(first..).take_while(|block| block.start < to) {
             let low = from.max(block.start) - block.start;
             let high = to.min(block.end()) - block.start;
-            pieces.push(block.bytes.slice(low as usize..high as usize));
+            pieces.push(block.kept.bytes().slice(low as usize..high as usize));
         }
         if to > self.open_start && from < to {
             let low = from.max(self.open_start) - self.open_start;
@@ -211,7 +212,7 @@ impl RecentTail {
     fn since_mark(&self, position: u64) -> (&[u8], usize) {
         let index = self.sealed.partition_point(|block| block.end() <= position);
         let (start, bytes, marks): (u64, &[u8], &[u32]) = match self.sealed.get(index) {
-            Some(block) => (block.start, &block.bytes, &block.marks),
+            Some(block) => (block.start, block.kept.bytes(), &block.marks),
             None => (self.open_start, &self.open, &self.open_marks),
         };
         let at = (position - start) as usize;
@@ -286,6 +287,7 @@ mod tests {
             known in any::<bool>(),
             probes in prop::collection::vec((any::<prop::sample::Index>(), 1..100_000_u64), 24),
         ) {
+            let lent = Lent::default();
             let mut tail = RecentTail::new(base, true);
             let mut all = Vec::new();
             let mut boundaries = vec![base];
@@ -293,7 +295,7 @@ mod tests {
                 let payload = stored(body);
                 // What comes from the journal has no marks, and must behave alike.
                 let payload = if known { payload } else { Bytes::clone(&payload).into() };
-                tail.push(&payload);
+                tail.push(&payload, &lent);
                 all.extend_from_slice(&payload);
                 for message in body {
                     boundaries.push(boundaries.last().unwrap() + message.len() as u64 + 1);
@@ -329,19 +331,20 @@ mod tests {
             base in 0..1000_u64,
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 1..6),
         ) {
+            let lent = Lent::default();
             let (mut tail, mut whole) = (RecentTail::new(base, true), RecentTail::new(base, true));
             let mut starts = vec![base];
             for body in &bodies {
                 let payload = stored(body);
-                tail.push(&payload);
-                whole.push(&payload);
+                tail.push(&payload, &lent);
+                whole.push(&payload, &lent);
                 starts.push(tail.end());
             }
             let mut released = base;
             for cut in cuts {
                 let (position, before) = (starts[cut.index(starts.len())], tail.len());
                 released = released.max(position);
-                prop_assert_eq!(tail.release_before(position), before - tail.len());
+                prop_assert_eq!(tail.release_before(position, &lent), before - tail.len());
                 prop_assert!(tail.start() <= released);
                 let live = tail.end() - released;
                 prop_assert!(tail.len() <= 2 * live + 2 * LARGE_BYTES as u64 || tail.sealed.len() > 1, "{}", tail.len());
@@ -352,18 +355,19 @@ mod tests {
                 prop_assert_eq!(tail.pieces(released).concat(), whole.slice(released, whole.end()).concat());
             }
             let more = Payload::from(Bytes::from_static(b"1,"));
-            tail.push(&more);
-            whole.push(&more);
+            tail.push(&more, &lent);
+            whole.push(&more, &lent);
             prop_assert_eq!(tail.slice(released, tail.end()).concat(), whole.slice(released, whole.end()).concat());
         }
     }
 
     #[test]
     fn what_is_forgotten_is_whole_blocks_and_never_too_much() {
+        let lent = Lent::default();
         let mut tail = RecentTail::new(0, false);
         let payload = Payload::from(Bytes::from(vec![7; 10_000]));
         for _ in 0..20 {
-            tail.push(&payload);
+            tail.push(&payload, &lent);
         }
         assert_eq!(tail.forget_before(1), 0);
         let freed = tail.forget_before(150_000);
@@ -372,7 +376,7 @@ mod tests {
         assert_eq!(tail.slice(freed, 200_000).concat().len() as u64, 200_000 - freed);
         assert_eq!(tail.forget_before(200_000), 200_000 - freed);
         assert_eq!((tail.start(), tail.end(), tail.len()), (200_000, 200_000, 0));
-        tail.push(&payload);
+        tail.push(&payload, &lent);
         assert_eq!(tail.slice(200_000, 210_000).concat(), payload.to_vec());
     }
 }

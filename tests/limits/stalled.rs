@@ -4,8 +4,8 @@ use axum::http::Request;
 use tokio::net::TcpStream;
 
 use crate::resident::{
-    BUDGET_BYTES, BYTES, MIB, PAGE_BYTES, append, assert_grew_less_than, assert_page, connect_narrow, fill,
-    from, keep_trying, path, resident_bytes, start,
+    BUDGET_BYTES, BYTES, MIB, PAGE_BYTES, append, assert_grew_less_than, assert_page, connect_narrow,
+    content, fill, from, keep_trying, path, resident_bytes, start,
 };
 use crate::support::ServerProcess;
 use crate::support::http::{Connection, Head, PATIENCE};
@@ -187,4 +187,82 @@ async fn requests_of_one_http2_connection_share_the_budget() {
     // Over as soon as its socket is closed.
     let _ = connection.await;
     assert_cold_pages_come_again(&server);
+}
+
+/// Of pages this large the kernel does not take all.
+const LENDING_BUDGET: (&str, &str) = ("DS_LIMITS__MAX_READ_BUFFER_BYTES", "64MiB");
+/// Readers of as many MiB that leave the RAM.
+const BORROWERS: usize = 200;
+/// The budget, the quarter of it that is lent before there are copies, and what is in RAM when that begins. It is less than
+/// what the readers ask for by far.
+const LENDING_BYTES: usize = (64 + 16) * MIB + 3 * BESIDES_BYTES;
+
+#[test]
+fn content_that_leaves_the_ram_while_it_is_not_taken_stays_within_a_bound() {
+    // Of what is not settled yet there is only so much: that is not what is looked at.
+    let server = start(&[
+        LENDING_BUDGET,
+        ("DS_LIMITS__MAX_BODY_BYTES", "1MiB"),
+        ("DS_LIMITS__MAX_STAGED_BYTES", "1MiB"),
+    ]);
+    server.client().request("PUT", &path("recent"), &[BYTES], b"").expect_status(201);
+    let append = |start| {
+        keep_trying("nothing is settled", || {
+            let appended = server.client().request("POST", &path("recent"), &[BYTES], content(start, MIB));
+            (appended.status == 204).then_some(())
+        });
+    };
+    // What appends alone take is not looked at either.
+    (0..COLD_BYTES).step_by(MIB).for_each(append);
+    let before = resident_bytes(&server);
+    let stalled: Vec<_> = (0..BORROWERS)
+        .map(|reader| {
+            let start = COLD_BYTES + reader * MIB;
+            append(start);
+            let mut connection = connect_narrow(&server);
+            connection
+                .send_request("GET", &from("recent", start), &[], b"")
+                .expect("a new connection takes bytes");
+            let head = connection.read_head("GET").expect("there is an answer");
+            assert_eq!(head.response.status, 200, "reader {reader}: {:?}", head.response.headers);
+            (connection, head, start)
+        })
+        .collect();
+    assert_grew_less_than(&server, before, LENDING_BYTES);
+    let last = server.client().request("GET", &from("recent", COLD_BYTES), &[], b"");
+    assert_page(&last, COLD_BYTES);
+    for (mut connection, mut head, start) in stalled {
+        let mut page = head.response.clone();
+        while let Some(piece) = connection.read_piece(&mut head).expect("the page is complete") {
+            page.body.extend_from_slice(&piece);
+        }
+        assert_page(&page, start);
+    }
+}
+
+#[test]
+fn deleted_content_that_is_not_taken_stays_within_a_bound_in_memory_mode() {
+    let server =
+        start(&[LENDING_BUDGET, ("DS_STORAGE__MODE", "memory"), ("DS_LIMITS__MAX_MEMORY_BYTES", "4MiB")]);
+    let before = resident_bytes(&server);
+    let mut stalled = Vec::new();
+    for reader in 0..BORROWERS {
+        let name = format!("deleted-{reader}");
+        let mut client = server.client();
+        client.request("PUT", &path(&name), &[BYTES], content(0, MIB)).expect_status(201);
+        let mut connection = connect_narrow(&server);
+        connection.send_request("GET", &from(&name, 0), &[], b"").expect("a new connection takes bytes");
+        let head = connection.read_head("GET").expect("there is an answer");
+        assert_eq!(head.response.status, 200, "reader {reader}: {:?}", head.response.headers);
+        client.request("DELETE", &path(&name), &[], b"").expect_status(204);
+        stalled.push((connection, head));
+    }
+    assert_grew_less_than(&server, before, LENDING_BYTES);
+    for (mut connection, mut head) in stalled {
+        let mut page = head.response.clone();
+        while let Some(piece) = connection.read_piece(&mut head).expect("the page is complete") {
+            page.body.extend_from_slice(&piece);
+        }
+        assert_page(&page, 0);
+    }
 }

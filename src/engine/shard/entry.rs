@@ -4,6 +4,7 @@ use crate::engine::api::StreamInfo;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::protocol::retention::Retention;
+use crate::storage::lent::Lent;
 use crate::storage::tail::RecentTail;
 use crate::stream::event::{Creation, Payload};
 use crate::stream::expiry::renewal_lag_ms;
@@ -50,11 +51,11 @@ pub(super) struct Durable {
 
 impl Entry {
     /// A stream whose creation is being staged.
-    pub(super) fn new(creation: &Creation) -> Self {
+    pub(super) fn new(creation: &Creation, lent: &Lent) -> Self {
         let state = StreamState::created(creation);
         let base = state.base();
         let mut recent = RecentTail::new(base, state.content_type.is_json());
-        recent.push(&creation.payload);
+        recent.push(&creation.payload, lent);
         Self {
             name: creation.name.clone(),
             recent,
@@ -86,8 +87,8 @@ impl Entry {
     }
 
     /// Adds an append's payload to the recent bytes.
-    pub(super) fn push(&mut self, payload: &Payload) {
-        self.recent.push(payload);
+    pub(super) fn push(&mut self, payload: &Payload, lent: &Lent) {
+        self.recent.push(payload, lent);
     }
 
     /// Where content begins that no checkpoint has, begun or done: nobody needs what was released before it was settled.

@@ -75,7 +75,7 @@ enum Waiting {
 impl Shard {
     /// Adds a creation to the open group.
     pub(super) fn stage_creation(&mut self, id: u64, creation: Box<Creation>) {
-        let entry = Box::new(Entry::new(&creation));
+        let entry = Box::new(Entry::new(&creation, self.shared.reads.lent()));
         self.settling.recent_bytes += entry.recent.len();
         self.names.insert(entry.name.clone(), id);
         self.streams.insert(id, entry);
@@ -91,7 +91,7 @@ impl Shard {
         match event {
             Event::Appended(append) => {
                 let before = entry.recent.len();
-                entry.push(&append.payload);
+                entry.push(&append.payload, self.shared.reads.lent());
                 self.settling.recent_bytes += entry.recent.len() - before;
                 entry.stored_renewal_ms = append.at_ms;
             }

@@ -120,7 +120,7 @@ impl ReplayTarget for Shard {
         // Copied, as all content that stays: it would keep the whole group's buffer in RAM.
         creation.payload = creation.payload.detached();
         self.next_stream_id = self.next_stream_id.max(id + 1);
-        let entry = Entry::new(&creation);
+        let entry = Entry::new(&creation, self.shared.reads.lent());
         self.settling.recent_bytes += entry.recent.len();
         self.names.insert(creation.name.clone(), id);
         self.streams.insert(id, Box::new(entry));
@@ -136,7 +136,7 @@ impl ReplayTarget for Shard {
         if let Event::Appended(append) = &mut event {
             append.payload = append.payload.detached();
             let before = entry.recent.len();
-            entry.push(&append.payload);
+            entry.push(&append.payload, self.shared.reads.lent());
             self.settling.recent_bytes += entry.recent.len() - before;
             entry.stored_renewal_ms = append.at_ms;
         }
@@ -147,7 +147,8 @@ impl ReplayTarget for Shard {
         entry.state.apply(&event, group);
         if entry.state.released() > released {
             // Everything that is replayed is durable.
-            self.settling.recent_bytes -= entry.recent.release_before(entry.state.released());
+            self.settling.recent_bytes -=
+                entry.recent.release_before(entry.state.released(), self.shared.reads.lent());
             self.settling.note_release(id, self.shared.clock.now_ms());
         }
         self.replayed(id, group);

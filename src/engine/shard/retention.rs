@@ -58,7 +58,8 @@ impl Shard {
     pub(super) fn release(&mut self, id: u64) {
         let now_ms = self.shared.clock.now_ms();
         let Some(entry) = self.streams.get_mut(&id) else { return };
-        self.settling.recent_bytes -= entry.recent.release_before(entry.durable.released);
+        self.settling.recent_bytes -=
+            entry.recent.release_before(entry.durable.released, self.shared.reads.lent());
         if self.committer.is_some() {
             self.settling.note_release(id, now_ms);
         }
