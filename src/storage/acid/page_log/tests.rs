@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::storage::disk::MemoryDisk;
 
+mod crash;
+
 const DATABASE: &str = "database";
 const LOG_SIZE: u64 = 64 << 10;
 
@@ -24,7 +26,9 @@ impl Place {
     }
 
     fn open(&self) -> io::Result<PageLog> {
-        PageLog::open(self.disk.clone(), Path::new(""), Arc::clone(&self.file), 3, LOG_SIZE)
+        let log = PageLog::open(self.disk.clone(), Path::new(""), Arc::clone(&self.file), 3, LOG_SIZE)?;
+        log.opened().set();
+        Ok(log)
     }
 
     fn log(&self, index: usize) -> Arc<dyn DiskFile> {
