@@ -61,6 +61,10 @@
 //!
 //! To run the whole server inside a program instead, with its own listeners and TLS, see [`server::Server`].
 
+// Disks of `tests/support` that tests of the library include name it as those of the program do.
+#[cfg(test)]
+extern crate self as durable_streams_server;
+
 #[cfg(feature = "bench-internals")]
 #[doc(hidden)]
 pub mod bench_internals;

@@ -163,5 +163,29 @@ impl Committer {
     }
 }
 
+/// What a shard submitted to a commit thread that is not there: the test stands in for it.
+#[cfg(test)]
+pub(crate) struct SubmittedGroups(crossbeam_channel::Receiver<Order>);
+
+#[cfg(test)]
+impl SubmittedGroups {
+    /// Those since the last time.
+    pub(crate) fn take(&self) -> Vec<Group> {
+        let orders = self.0.try_iter();
+        orders
+            .filter_map(|order| if let Order::Commit { group, .. } = order { Some(group) } else { None })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+impl Committer {
+    /// Without a thread.
+    pub(crate) fn by_hand() -> (Self, SubmittedGroups) {
+        let (orders, submitted) = unbounded();
+        (Self { orders, failures_seen: 0 }, SubmittedGroups(submitted))
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -106,7 +106,7 @@ impl Settler {
         self.order(Order::Settle(checkpoint));
     }
 
-    /// Tells that segments were published or that content of theirs died.
+    /// Tells that segments were published or that content of theirs died; the first time, that somebody waits for what is handed over.
     pub(crate) fn look(&self, rewritten: bool) {
         self.order(Order::Look { rewritten });
     }
@@ -154,6 +154,11 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self) {
+        // What is handed over while the shard is not open yet is lost, so the first order says that it is.
+        match self.orders.recv() {
+            Ok(order) => self.obey(order),
+            Err(_) => return,
+        }
         loop {
             while self.rewrite_what_is_worth_it() {}
             let next = match self.lacks_room {

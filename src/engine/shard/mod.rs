@@ -22,6 +22,8 @@ mod mutate;
 mod restore;
 mod retention;
 mod settle;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

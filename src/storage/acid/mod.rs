@@ -62,7 +62,7 @@ pub use backend::{BackendFactory, IoCounters};
 pub(crate) use page_log::page_log_bytes;
 
 use self::backend::{CountingBackend, DiskBackend};
-use self::page_log::PageLog;
+use self::page_log::{Opened, PageLog};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
 use super::reserve::{RESERVE_BYTES, RESERVE_FILE, Reserve};
@@ -283,26 +283,31 @@ impl AcidLog {
         Some(reserve.map_err(self.directory.failed("looking for the reserve in", &dir)))
     }
 
-    /// What the shard's database works on, and its file if it has one.
-    fn backend(&self, shard: &Shard) -> Result<(CountingBackend, Option<Arc<dyn DiskFile>>), StorageError> {
+    /// What the shard's database works on.
+    fn backend(&self, shard: &Shard) -> Result<Below, StorageError> {
         if let Backend::Factory(make, _) = &self.options.backend {
             let made = make(shard.index).map_err(|source| StorageError::Io {
                 context: format!("making the backend of shard {}", shard.index),
                 source,
             })?;
-            return Ok((self.counted(made, shard), None));
+            return Ok(Below { backend: self.counted(made, shard), file: None, opened: Opened::default() });
         }
         let path = self.directory.shard_dir(shard.index).join(SHARD_FILE);
         self.make_file(shard, &path)?;
         let file = self.open_file(&path, OpenMode::Write)?;
         // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
         file.drop_cache().map_err(self.directory.failed("flushing", &path))?;
+        let mut opened = Opened::default();
         let backend: Box<dyn redb::StorageBackend> = match &self.options.backend {
             // RAM has nothing to sync.
             Backend::InMemory => self.on_disk(Arc::clone(&file)),
-            _ => Box::new(self.page_log(shard.index, Arc::clone(&file))?),
+            _ => {
+                let log = self.page_log(shard.index, Arc::clone(&file))?;
+                opened = log.opened();
+                Box::new(log)
+            }
         };
-        Ok((self.counted(backend, shard), Some(file)))
+        Ok(Below { backend: self.counted(backend, shard), file: Some(file), opened })
     }
 }
 
@@ -319,10 +324,11 @@ impl Catalogs for AcidLog {
 
     fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError> {
         let shard = self.shard(shard)?;
-        let (backend, file) = self.backend(shard)?;
+        let Below { backend, file, opened } = self.backend(shard)?;
         shard.ran_out.store(false, Ordering::Relaxed);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
+        opened.set();
         let reserve = file.as_ref().and_then(|_| self.reserve(shard.index)).transpose()?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
@@ -342,6 +348,15 @@ impl Catalogs for AcidLog {
             dropped_bytes: 0,
         })
     }
+}
+
+/// What a shard's database is opened on.
+struct Below {
+    backend: CountingBackend,
+    /// Its file, if it has one.
+    file: Option<Arc<dyn DiskFile>>,
+    /// To be told when it is open.
+    opened: Opened,
 }
 
 /// What outlives the reopenings of one shard.

@@ -126,8 +126,10 @@ fn read(segments: &SegmentStore, stream: u64, positions: Range<u64>) -> Result<V
 
 /// The database of shard 0, which is closed.
 fn database(acid: &AcidLog) -> Database {
-    let (backend, _) = acid.backend(&acid.shards[0]).unwrap();
-    log::open_database(0, backend, 1 << 20).unwrap()
+    let below = acid.backend(&acid.shards[0]).unwrap();
+    let database = log::open_database(0, below.backend, 1 << 20).unwrap();
+    below.opened.set();
+    database
 }
 
 /// Rows in the journal of shard 0, which is closed.

@@ -55,6 +55,8 @@ struct Below {
     /// What the file system has left, if it tells.
     free: Mutex<Option<u64>>,
     reusable: Mutex<u64>,
+    /// How long a look at the room takes: meanwhile others get on.
+    look_takes: Mutex<Duration>,
     events: Mutex<Vec<Event>>,
     /// A commit says that it began, then waits for its turn if it is to be held.
     began: Sender<()>,
@@ -163,6 +165,7 @@ impl CommitLog for FakeLog {
     }
 
     fn disk_room(&self) -> Option<DiskRoom> {
+        thread::sleep(*self.0.look_takes.lock().unwrap());
         let reusable = *self.0.reusable.lock().unwrap();
         self.0.free.lock().unwrap().map(|free| DiskRoom { free, withheld: 0, reusable })
     }
@@ -212,6 +215,7 @@ impl Setup {
             disk_bytes: Mutex::new(SETTLED_DISK_BYTES),
             free: Mutex::new(self.free),
             reusable: Mutex::new(0),
+            look_takes: Mutex::default(),
             events: Mutex::new(Vec::new()),
             began: began_sender,
             turns: self.held.then_some(turns_receiver),

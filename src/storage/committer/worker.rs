@@ -100,6 +100,7 @@ impl Worker {
         orders: Receiver<Order>,
     ) -> Self {
         let reported_disk = DiskUse { taken: open.disk_bytes(), room: watch.room() };
+        open.settler.look(false);
         Self {
             start,
             opener,
@@ -343,6 +344,9 @@ impl Worker {
                     self.open = Some(open);
                     self.may_reclaim = true;
                     (self.start.report)(Completion::Reopened { recovered, reader, disk: self.reported_disk });
+                    if let Some(open) = &self.open {
+                        open.settler.look(false);
+                    }
                     self.postpone_orders_for(self.write_delay);
                     self.write_delay = (self.write_delay * 2).clamp(WRITE_DELAY_MIN, WRITE_DELAY_MAX);
                     return;

@@ -1,4 +1,7 @@
 //! Emptying a log: its pages are written into the file, and then it is begun anew.
+//!
+//! A page for which the file has no room stays in the log, which keeps all of its records then. Whoever has the other log takes what
+//! was left along, durably, and has this one begun anew ([`Drain::finish`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -16,6 +19,8 @@ const PIECE_BYTES: usize = 256 << 10;
 pub(super) struct Drain {
     /// What it has, in order.
     blocks: Vec<(u64, Arc<Block>)>,
+    /// Those of them that the file has no room for.
+    left: Vec<(u64, Arc<Block>)>,
     log: Arc<dyn DiskFile>,
     /// What it begins with after that.
     header: Header,
@@ -32,7 +37,12 @@ impl Drain {
     ) -> Self {
         let mut blocks: Vec<_> = blocks.into_iter().collect();
         blocks.sort_unstable_by_key(|&(number, _)| number);
-        Self { blocks, log, header, log_bytes }
+        Self { blocks, left: Vec::new(), log, header, log_bytes }
+    }
+
+    /// What is in no other place than this log.
+    pub(super) fn left(&self) -> &[(u64, Arc<Block>)] {
+        &self.left
     }
 
     /// A log that is longer had a record that was too large for it.
@@ -40,52 +50,70 @@ impl Drain {
         2 * self.log_bytes.max(FILL_STEP)
     }
 
-    /// The header goes last: as long as it is the old one, the records count.
-    fn run(&self, shared: &Shared) -> io::Result<()> {
-        self.write_pages(&*shared.file)?;
+    fn run(&mut self, shared: &Shared) -> io::Result<()> {
+        self.left = self.write_pages(&*shared.file)?;
         shared.file.sync_data()?;
+        if self.left.is_empty() { self.finish(shared).map(drop) } else { Ok(()) }
+    }
+
+    /// Begins the log anew: the file has what it has, durably, or another log has. As long as the header is the old one, the
+    /// records count.
+    pub(super) fn finish(&self, shared: &Shared) -> io::Result<Header> {
         self.header.write(&*self.log)?;
         self.log.sync_data()?;
         // Not before: with some of its records only, the log would bring back what the file had before.
         if self.log.len()? > self.longest() {
             self.log.set_len(self.log_bytes)?;
         }
-        shared.pages().overlay.forget(&self.blocks);
-        Ok(())
+        let is_left = |number| self.left.binary_search_by_key(&number, |&(left, _)| left).is_ok();
+        let written = self.blocks.iter().filter(|&&(number, _)| !is_left(number));
+        shared.pages().overlay.forget(written);
+        Ok(self.header)
     }
 
-    fn write_pages(&self, file: &dyn DiskFile) -> io::Result<()> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let mut first = 0;
-        for (number, block) in &self.blocks {
-            let next = first + (piece.len() / BLOCK_BYTES) as u64;
-            if !piece.is_empty() && (*number != next || piece.len() == PIECE_BYTES) {
-                file.write_at(first * BLOCK_BYTES as u64, &piece)?;
-                piece.clear();
+    /// Says which ones it has no room for.
+    fn write_pages(&self, file: &dyn DiskFile) -> io::Result<Vec<(u64, Arc<Block>)>> {
+        let mut left = Vec::new();
+        let is_next = |a: &(u64, Arc<Block>), b: &(u64, Arc<Block>)| a.0 + 1 == b.0;
+        for run in self.blocks.chunk_by(is_next).flat_map(|run| run.chunks(PIECE_BYTES / BLOCK_BYTES)) {
+            if write_run(file, run)? {
+                continue;
             }
-            if piece.is_empty() {
-                first = *number;
+            // Some of them may have their place in the file.
+            for one in run {
+                if !write_run(file, std::slice::from_ref(one))? {
+                    left.push(one.clone());
+                }
             }
-            piece.extend_from_slice(&block[..]);
         }
-        if !piece.is_empty() {
-            file.write_at(first * BLOCK_BYTES as u64, &piece)?;
-        }
-        Ok(())
+        Ok(left)
     }
 }
 
-/// A log that is empty.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Drained {
-    pub(super) header: Header,
+/// Writes blocks that are neighbours. Says whether there was room for them.
+fn write_run(file: &dyn DiskFile, run: &[(u64, Arc<Block>)]) -> io::Result<bool> {
+    let Some((first, _)) = run.first() else { return Ok(true) };
+    let blocks: Vec<&[u8]> = run.iter().map(|(_, block)| &block[..]).collect();
+    match file.write_at(first * BLOCK_BYTES as u64, &blocks.concat()) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(false),
+        written => written.map(|()| true),
+    }
+}
+
+/// What became of a log that was to be emptied.
+pub(super) enum Drained {
+    /// It is empty, and begins with this.
+    Whole(Header),
+    /// Some of its pages found no room, and it is the caller's to have it emptied.
+    Partly(Box<Drain>),
 }
 
 /// What becomes of the log that is not written to.
 enum State {
     Begun(Box<Drain>),
     UnderWay,
-    Empty(Drained),
+    Empty(Header),
+    Left(Box<Drain>),
     Failed(io::ErrorKind),
     Stopped,
 }
@@ -117,14 +145,15 @@ impl Turn {
         let mut state = self.state();
         loop {
             match std::mem::replace(&mut *state, State::UnderWay) {
-                State::Begun(drain) => {
+                State::Begun(mut drain) => {
                     drop(state);
                     let outcome = drain.run(shared);
                     state = self.state();
                     // Who stopped it meanwhile need not know any more.
                     if !matches!(*state, State::Stopped) {
                         *state = match outcome {
-                            Ok(()) => State::Empty(Drained { header: drain.header }),
+                            Ok(()) if drain.left.is_empty() => State::Empty(drain.header),
+                            Ok(()) => State::Left(drain),
                             Err(error) => State::Failed(error.kind()),
                         };
                         self.changed.notify_all();
@@ -153,7 +182,7 @@ impl Drainer {
 
     /// The log that is not written to has this header and no records.
     pub(super) fn is_empty(&self, header: Header) {
-        self.turn.set(State::Empty(Drained { header }));
+        self.turn.set(State::Empty(header));
     }
 
     /// Has a log emptied. The other one has been waited for.
@@ -175,12 +204,20 @@ impl Drainer {
         Ok(())
     }
 
+    /// What is left of the log that is not written to, if that is known by now.
+    pub(super) fn take_left(&self) -> Option<Box<Drain>> {
+        take_left(&mut self.turn.state())
+    }
+
     /// Waits for the log that is not written to. It is the caller's then.
     pub(super) fn wait(&self) -> io::Result<Drained> {
         let mut state = self.turn.state();
         loop {
+            if let Some(drain) = take_left(&mut state) {
+                return Ok(Drained::Partly(drain));
+            }
             match &*state {
-                State::Empty(drained) => return Ok(*drained),
+                State::Empty(header) => return Ok(Drained::Whole(*header)),
                 State::Failed(kind) => {
                     return Err(io::Error::new(
                         *kind,
@@ -188,7 +225,7 @@ impl Drainer {
                     ));
                 }
                 State::Stopped => return Err(io::Error::other("the page log is closed")),
-                State::Begun(_) | State::UnderWay => {
+                State::Begun(_) | State::UnderWay | State::Left(_) => {
                     state = self.turn.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             }
@@ -201,6 +238,16 @@ impl Drainer {
         if let Some(thread) = self.thread().take() {
             // It has told of its panic, if that is what ended it.
             let _ = thread.join();
+        }
+    }
+}
+
+fn take_left(state: &mut State) -> Option<Box<Drain>> {
+    match std::mem::replace(state, State::UnderWay) {
+        State::Left(drain) => Some(drain),
+        other => {
+            *state = other;
+            None
         }
     }
 }

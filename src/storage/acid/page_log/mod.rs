@@ -13,9 +13,10 @@
 //!   that. But if a log has pages of that place, they would replace it at the next opening; so then it is logged, too.
 //! * The file is filled ahead where it was never written, so that there is room for what comes out of a log. When there is little
 //!   room, all but the header goes into the file at once, like what is large: logs take no more of it then. What finds no room
-//!   there is logged after all: each log has 64 KiB at least, which is room for commits that free some.
+//!   there is logged after all: each log has 64 KiB at least, which is room for commits that free some. Where emptying a log finds
+//!   no room for a page, that goes along with the next record into the other log.
 //!
-//! Closing empties the logs: the file alone is the database then.
+//! Closing empties the logs: the file alone is the database then, unless it has no room for all pages.
 
 mod drain;
 mod format;
@@ -26,6 +27,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
@@ -60,6 +62,25 @@ pub(super) struct PageLog {
     writer: Mutex<Writer>,
     drainer: Drainer,
     log_bytes: u64,
+    is_open: Opened,
+}
+
+/// Whether the database is open. Until it is, syncs do nothing.
+///
+/// What redb writes at an opening (a mark, repairs) it would write at the next one as well, and nobody was told anything. So it need
+/// not be durable before the first commit is, whose record has it, too. And thus an opening needs no room on the disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opened(Arc<AtomicBool>);
+
+impl Opened {
+    /// It is open.
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// What the thread that empties logs has to do with, too.
@@ -212,7 +233,12 @@ impl PageLog {
             let blocks: HashMap<_, _, ahash::RandomState> = other.blocks().cloned().collect();
             drainer.begin(Drain::new(blocks, Arc::clone(&other.log), writer.next_header(), log_bytes))?;
         }
-        Ok(Self { shared, writer: Mutex::new(writer), drainer, log_bytes })
+        Ok(Self { shared, writer: Mutex::new(writer), drainer, log_bytes, is_open: Opened::default() })
+    }
+
+    /// To be told when the database is open.
+    pub(super) fn opened(&self) -> Opened {
+        self.is_open.clone()
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -233,7 +259,7 @@ impl PageLog {
     }
 
     fn append_record(&self, writer: &mut Writer) -> io::Result<()> {
-        let (blocks, is_file_ahead, is_room_scarce) = {
+        let (mut blocks, is_file_ahead, is_room_scarce) = {
             let mut pages = self.shared.pages();
             let blocks = pages.overlay.take_touched();
             let is_resized = std::mem::take(&mut pages.is_resized);
@@ -248,33 +274,55 @@ impl PageLog {
             self.shared.file.sync_data()?;
         }
         let database_len = self.shared.file.len()?;
-        format::encode_record(&mut writer.buffer, writer.next_sequence, database_len, &blocks)?;
-        if writer.is_full(self.log_bytes, is_room_scarce) {
-            self.turn(writer)?;
+        let mut left = self.drainer.take_left();
+        if left.is_none() {
+            format::encode_record(&mut writer.buffer, writer.next_sequence, database_len, &blocks)?;
+            if writer.is_full(self.log_bytes, is_room_scarce) {
+                left = self.turn(writer, is_room_scarce)?;
+            }
+        }
+        if let Some(drain) = &left {
+            writer.add_left(&mut blocks, drain.left());
+            format::encode_record(&mut writer.buffer, writer.next_sequence, database_len, &blocks)?;
         }
         writer.append(is_room_scarce)?;
         writer.logged.extend(blocks);
+        if let Some(drain) = left {
+            self.drainer.is_empty(drain.finish(&self.shared)?);
+        }
         Ok(())
     }
 
-    /// Goes on with the other log, as soon as that is empty, and has this one emptied.
-    fn turn(&self, writer: &mut Writer) -> io::Result<()> {
-        let Drained { header } = self.drainer.wait()?;
+    /// Goes on with the other log, as soon as that is empty, and has this one emptied. Returns what is left of a log that the
+    /// file has no room for: it has to go along with the next record, which must not wait until there is no room for it either.
+    fn turn(&self, writer: &mut Writer, is_room_scarce: bool) -> io::Result<Option<Box<Drain>>> {
+        let header = match self.drainer.wait()? {
+            Drained::Whole(header) => header,
+            Drained::Partly(left) => return Ok(Some(left)),
+        };
         let log = Arc::clone(&writer.logs[writer.active]);
         writer.active = 1 - writer.active;
         writer.header = header;
         writer.end = FIRST_RECORD;
         writer.filled = writer.logs[writer.active].len()?;
         let blocks = std::mem::take(&mut writer.logged);
-        self.drainer.begin(Drain::new(blocks, log, writer.next_header(), self.log_bytes))
+        self.drainer.begin(Drain::new(blocks, log, writer.next_header(), self.log_bytes))?;
+        if is_room_scarce && let Drained::Partly(left) = self.drainer.wait()? {
+            return Ok(Some(left));
+        }
+        Ok(None)
     }
 
     /// Has all that was synced in the file, and both logs empty.
     fn empty(&self, writer: &mut Writer) -> io::Result<()> {
-        if writer.end > FIRST_RECORD {
-            self.turn(writer)?;
+        let lacks_room = || io::Error::new(io::ErrorKind::StorageFull, "there is no room for logged pages");
+        if writer.end > FIRST_RECORD && self.turn(writer, true)?.is_some() {
+            return Err(lacks_room());
         }
-        self.drainer.wait().map(drop)
+        match self.drainer.wait()? {
+            Drained::Whole(_) => Ok(()),
+            Drained::Partly(_) => Err(lacks_room()),
+        }
     }
 }
 
@@ -321,6 +369,17 @@ impl Writer {
         self.end > FIRST_RECORD && (self.end >= log_bytes || kept_bytes >= log_bytes || is_too_long)
     }
 
+    /// Adds what is left of the other log to what this one is about to have, unless it has something newer.
+    fn add_left(&self, blocks: &mut Vec<(u64, Arc<Block>)>, left: &[(u64, Arc<Block>)]) {
+        let written = blocks.len();
+        for (number, block) in left {
+            let is_written = blocks[..written].binary_search_by_key(number, |&(at, _)| at).is_ok();
+            if !is_written && !self.logged.contains_key(number) {
+                blocks.push((*number, Arc::clone(block)));
+            }
+        }
+    }
+
     /// Appends the record in the buffer, durably.
     fn append(&mut self, is_room_scarce: bool) -> io::Result<()> {
         let log = &self.logs[self.active];
@@ -364,17 +423,24 @@ impl StorageBackend for PageLog {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        if len < self.shared.file.len()? {
+        let is_cut = len < self.shared.file.len()?;
+        if is_cut {
             // What the logs have behind the new end must not come back when the file grows again.
             self.attempt(|writer| self.empty(writer))?;
             self.shared.pages().overlay.cut(len.div_ceil(BLOCK_BYTES as u64));
         }
         self.shared.main.set_len(len)?;
-        self.shared.pages().is_resized = true;
+        let mut pages = self.shared.pages();
+        pages.is_resized = true;
+        // Nor what the file had there: a new end is zeros, also after a power cut.
+        pages.is_file_ahead |= is_cut;
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if !self.is_open.is_set() {
+            return Ok(());
+        }
         self.attempt(|writer| self.append_record(writer))
     }
 
@@ -406,6 +472,10 @@ impl StorageBackend for PageLog {
         let is_sound = self.writer().failed.is_none();
         let emptied = if is_sound { self.attempt(|writer| self.empty(writer)) } else { Ok(()) };
         self.drainer.stop();
-        emptied
+        match emptied {
+            // The logs have it.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
+            emptied => emptied,
+        }
     }
 }

@@ -92,7 +92,7 @@ impl Overlay {
     }
 
     /// The file has these now. What was written since is kept.
-    pub(super) fn forget(&mut self, written: &[(u64, Arc<Block>)]) {
+    pub(super) fn forget<'a>(&mut self, written: impl Iterator<Item = &'a (u64, Arc<Block>)>) {
         for (number, block) in written {
             if self.blocks.get(number).is_some_and(|now| Arc::ptr_eq(now, block)) {
                 self.blocks.remove(number);

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::storage::disk::MemoryDisk;
 
+mod crash;
+
 const DATABASE: &str = "database";
 const LOG_SIZE: u64 = 64 << 10;
 
@@ -24,7 +26,9 @@ impl Place {
     }
 
     fn open(&self) -> io::Result<PageLog> {
-        PageLog::open(self.disk.clone(), Path::new(""), Arc::clone(&self.file), 3, LOG_SIZE)
+        let log = PageLog::open(self.disk.clone(), Path::new(""), Arc::clone(&self.file), 3, LOG_SIZE)?;
+        log.opened().set();
+        Ok(log)
     }
 
     fn log(&self, index: usize) -> Arc<dyn DiskFile> {
@@ -263,4 +267,17 @@ fn a_log_of_another_shard_is_refused() {
     let place = Place::new();
     create(&*place.disk, Path::new(""), 4).unwrap();
     place.is_damaged();
+}
+
+#[test]
+fn what_is_left_of_a_log_does_not_take_the_place_of_what_is_newer() {
+    let place = Place::new();
+    let log = place.open().unwrap();
+    log.set_len(4 * BLOCK_BYTES as u64).unwrap();
+    commit_pages(&log, 1);
+    let left = [0, 1, 2].map(|number| (number, Arc::new([9; BLOCK_BYTES])));
+    let mut blocks = vec![(1, Arc::new([1; BLOCK_BYTES]))];
+    log.writer().add_left(&mut blocks, &left);
+    let found: Vec<(u64, u8)> = blocks.iter().map(|(number, block)| (*number, block[0])).collect();
+    assert_eq!(found, [(1, 1), (2, 9)], "the log has a newer page 0, and the record a newer page 1");
 }

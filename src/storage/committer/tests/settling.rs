@@ -346,3 +346,24 @@ fn content_is_settled_while_a_rewrite_that_failed_waits_to_be_tried_again() {
     let rewrite = rig.expect_prepared();
     assert_eq!((rewrite.segments_added.len(), rewrite.segments_removed.len()), (1, 1));
 }
+
+/// Until it is told of the reopening a shard takes nothing, and what it does not take does not come again.
+#[test]
+fn dead_segments_are_given_up_after_a_failure_when_the_shard_is_open_again() {
+    let mut rig = Rig::new(false, [], 0, 0);
+    rig.settle(1, &[(7, 100)]);
+    rig.commit(2, removing(7));
+    *rig.below.look_takes.lock().unwrap() = Duration::from_millis(20);
+    rig.below.script.lock().unwrap().push_back(Act::Fail);
+    let dead = rig.expect_prepared();
+    rig.committer.submit(Group { seq: 3, checkpoint: Some(dead), ..Group::default() });
+    let failed = rig.next_event(2);
+    assert!(matches!(failed, Completion::Failed { .. }), "{failed:?}");
+    let reopened = rig.next_event(2);
+    assert!(matches!(reopened, Completion::Reopened { .. }), "{reopened:?}");
+    rig.committer.acknowledge_failure();
+    let dead = rig.expect_prepared();
+    assert_eq!(dead.segments_removed.len(), 1);
+    rig.commit(3, dead);
+    rig.wait_for_files(0);
+}
