@@ -57,6 +57,8 @@ start() { # name, port
     local name=$1 port=$2 dir=$run/$1 program pid
     stop_one "$dir"
     mkdir -p "$dir/data"
+    # Some need a descriptor for each stream.
+    ulimit -n "$(ulimit -Hn)"
     case $name in
     wal | wal-memory)
         local durability=wal
