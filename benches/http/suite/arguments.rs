@@ -111,7 +111,7 @@ pub(crate) struct Arguments {
     pub(crate) svg: Option<PathBuf>,
 
     /// Cargo says this
-    #[arg(long, hide = true)]
+    #[arg(long, global = true, hide = true)]
     pub(crate) bench: bool,
 }
 
@@ -209,6 +209,9 @@ mod tests {
             "--bench",
         ];
         let arguments = Arguments::parse_from(line);
+        // Cargo says it at the end, behind whatever there is.
+        let render = Arguments::try_parse_from(["http", "render", "run.json", "run.svg", "--bench"]);
+        assert!(matches!(render.unwrap().command, Some(Other::Render { .. })));
         let names: Vec<String> = arguments.own().unwrap().iter().map(OwnConfig::name).collect();
         assert_eq!(names, ["acid × 1", "acid × 4", "memory × 1", "memory × 4"]);
         assert_eq!(arguments.peers().unwrap()[0].1.pid, Some(7));

@@ -52,7 +52,7 @@ impl Drain {
 
     fn run(&mut self, shared: &Shared) -> io::Result<()> {
         self.left = self.write_pages(&*shared.file)?;
-        shared.file.sync_data()?;
+        shared.sync_file()?;
         if self.left.is_empty() { self.finish(shared).map(drop) } else { Ok(()) }
     }
 

@@ -89,6 +89,8 @@ struct Shared {
     file: Arc<dyn DiskFile>,
     disk: Arc<dyn Disk>,
     pages: Mutex<Pages>,
+    /// How a sync of the file has failed.
+    sync_failed: Mutex<Option<io::ErrorKind>>,
 }
 
 /// What was written, and is not in the file.
@@ -129,6 +131,21 @@ impl std::fmt::Debug for PageLog {
 impl Shared {
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes durable what the file has.
+    ///
+    /// Two threads do this. The system reports a failure to one of them, forgets what could not be written, and lets the next
+    /// sync succeed: so that of the other would vouch for bytes that are lost. After a failure all of them fail, therefore, and
+    /// none begins before the one under way is known to have succeeded.
+    fn sync_file(&self) -> io::Result<()> {
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = *failed {
+            return Err(io::Error::new(kind, "an earlier sync of the database's file failed"));
+        }
+        let outcome = self.file.sync_data();
+        *failed = outcome.as_ref().err().map(io::Error::kind);
+        outcome
     }
 
     /// A block as the file has it; what is behind its end is zeros.
@@ -225,6 +242,7 @@ impl PageLog {
             file,
             disk,
             pages: Mutex::new(pages),
+            sync_failed: Mutex::default(),
         });
         let drainer = Drainer::new(Arc::clone(&shared), writer.shard);
         if other.records.is_empty() {
@@ -271,7 +289,7 @@ impl PageLog {
             (blocks, is_file_ahead, pages.is_room_scarce)
         };
         if is_file_ahead {
-            self.shared.file.sync_data()?;
+            self.shared.sync_file()?;
         }
         let database_len = self.shared.file.len()?;
         let mut left = self.drainer.take_left();
