@@ -328,22 +328,13 @@ fn passed(since_ms: u64, now_ms: u64, bound: Duration, slack: Duration) -> bool 
 mod tests {
     use super::*;
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        handshake: Duration::from_secs(5),
-        header: Duration::from_secs(10),
-        idle: Duration::from_secs(60),
-        write: Duration::from_secs(30),
-        half_closed: Duration::from_secs(40),
-        heartbeat: None,
-    };
-
     fn state() -> ConnectionState {
         ConnectionState::new(Arc::new(CoarseClock::new()))
     }
 
     /// The verdict `seconds` after everything that happened so far, which the clock of a test dates 1.
     fn after(state: &ConnectionState, seconds: u64) -> Verdict {
-        state.judge(1 + seconds * 1000, Duration::ZERO, &TIMEOUTS)
+        state.judge(1 + seconds * 1000, Duration::ZERO, &Timeouts::OF_TESTS)
     }
 
     fn is_cut(verdict: Verdict) -> bool {
@@ -361,8 +352,8 @@ mod tests {
     fn bounds_are_extended_by_the_clocks_slack() {
         let state = state();
         let slack = Duration::from_secs(1);
-        assert_eq!(state.judge(1 + 10_999, slack, &TIMEOUTS), Verdict::Keep);
-        assert!(is_cut(state.judge(1 + 11_000, slack, &TIMEOUTS)));
+        assert_eq!(state.judge(1 + 10_999, slack, &Timeouts::OF_TESTS), Verdict::Keep);
+        assert!(is_cut(state.judge(1 + 11_000, slack, &Timeouts::OF_TESTS)));
     }
 
     #[test]

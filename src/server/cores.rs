@@ -43,14 +43,12 @@ pub(super) fn start_acceptors(
     fronts: Vec<Front>,
 ) -> io::Result<()> {
     let (started, outcomes) = mpsc::channel();
-    let (ways, arrivals) = Ways::between(&setup.gate, listeners.len());
-    for (index, ((listener, front), (ways, arrivals))) in
-        listeners.into_iter().zip(fronts).zip(ways.into_iter().zip(arrivals)).enumerate()
-    {
+    let ways = Ways::between(&setup.gate, listeners.len());
+    for ((listener, front), (ways, arrivals)) in listeners.into_iter().zip(fronts).zip(ways) {
         let setup = setup.clone();
         let started = started.clone();
         cores.run_on(
-            index,
+            ways.here(),
             Box::new(move || {
                 // The receiver waits for every core; it is gone only if another core could not start.
                 let _ = started.send(start_acceptor(listener, &setup, front, ways, arrivals));

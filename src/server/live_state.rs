@@ -136,22 +136,13 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        handshake: Duration::from_secs(5),
-        header: Duration::from_secs(10),
-        idle: Duration::from_secs(60),
-        write: Duration::from_secs(30),
-        half_closed: Duration::from_secs(40),
-        heartbeat: Some(Duration::from_secs(15)),
-    };
-
     fn state(life_secs: Option<u64>) -> LiveState {
         LiveState::new(1, life_secs.map(Duration::from_secs))
     }
 
     /// The order `seconds` after everything that happened so far, which the tests date 1.
     fn after(state: &mut LiveState, seconds: u64) -> Order {
-        let _ = state.judge(1 + seconds * 1000, Duration::from_secs(1), &TIMEOUTS);
+        let _ = state.judge(1 + seconds * 1000, Duration::from_secs(1), &Timeouts::OF_TESTS);
         state.order()
     }
 

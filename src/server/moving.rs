@@ -61,17 +61,16 @@ pub(super) struct Ways {
 
 impl Ways {
     /// For each of `cores` cores its ways to all others, and what comes over theirs.
-    pub(super) fn between(gate: &Arc<Gate>, cores: usize) -> (Vec<Self>, Vec<Arrivals>) {
+    pub(super) fn between(gate: &Arc<Gate>, cores: usize) -> Vec<(Self, Arrivals)> {
         let (to, arrivals): (Vec<_>, Vec<_>) = (0..cores).map(|_| unbounded_channel()).unzip();
         let to: Arc<[_]> = to.into();
         let ways = (0..cores).map(|here| Self { here, to: Arc::clone(&to), gate: Arc::clone(gate) });
-        (ways.collect(), arrivals)
+        ways.zip(arrivals).collect()
     }
 
     /// Those of a core that is the only one.
     pub(super) fn to_nowhere(gate: &Arc<Gate>) -> (Self, Arrivals) {
-        let (to, arrivals) = unbounded_channel();
-        (Self { here: 0, to: [to].into(), gate: Arc::clone(gate) }, arrivals)
+        Self::between(gate, 1).remove(0)
     }
 
     /// The core that they begin at.
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     fn ways() -> Ways {
-        Ways::between(&Gate::new(10, 2), 2).0.remove(0)
+        Ways::between(&Gate::new(10, 2), 2).remove(0).0
     }
 
     fn noted(drift: &Drift, core: usize, requests: u32) {
@@ -140,7 +139,7 @@ mod tests {
     #[test]
     fn a_connection_that_finds_no_room_asks_again_after_as_many_requests() {
         let gate = Gate::new(100, 2);
-        let ways = Ways::between(&gate, 2).0.remove(0);
+        let (ways, _) = Ways::between(&gate, 2).remove(0);
         let crowd: Vec<_> = (0..40).map(|_| gate.admit(1)).collect();
         let drift = Drift::default();
         noted(&drift, 1, MOVES_AFTER);

@@ -53,6 +53,17 @@ pub(super) struct Timeouts {
 }
 
 impl Timeouts {
+    /// Each another one, so that it shows which of them was kept.
+    #[cfg(test)]
+    pub(super) const OF_TESTS: Self = Self {
+        handshake: Duration::from_secs(5),
+        header: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+        write: Duration::from_secs(30),
+        half_closed: Duration::from_secs(40),
+        heartbeat: Some(Duration::from_secs(15)),
+    };
+
     /// Pause between two sweeps: fine enough for the smallest bound.
     fn tick(&self) -> Duration {
         let least = self.handshake.min(self.header).min(self.idle).min(self.write);

@@ -295,15 +295,6 @@ mod tests {
     use crate::server::connection_state::Verdict;
     use crate::server::registry::{CoarseClock, Timeouts};
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        handshake: Duration::from_secs(5),
-        header: Duration::from_secs(10),
-        idle: Duration::from_secs(60),
-        write: Duration::from_secs(30),
-        half_closed: Duration::from_secs(40),
-        heartbeat: None,
-    };
-
     #[tokio::test]
     async fn a_head_of_which_something_was_put_back_has_begun() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -311,7 +302,7 @@ mod tests {
         let state = Arc::new(ConnectionState::new(Arc::new(CoarseClock::new())));
         state.resume();
         let mut stream = WatchedStream::new(stream, Arc::clone(&state));
-        let after = |seconds: u64| state.judge(1 + seconds * 1000, Duration::ZERO, &TIMEOUTS);
+        let after = |seconds: u64| state.judge(1 + seconds * 1000, Duration::ZERO, &Timeouts::OF_TESTS);
         assert_eq!(after(11), Verdict::Keep);
         stream.put_back(Bytes::from_static(b"GET"));
         assert_eq!(stream.read(&mut [0; 3]).await.unwrap(), 3);

@@ -193,19 +193,26 @@ fn whole(pieces: &Pieces) -> Bytes {
     pieces.iter().collect::<Vec<_>>().concat().into()
 }
 
-/// A source with a fork, both durable.
-fn forked() -> (Rig, Rig) {
-    let (mut source, mut fork) = rigs();
-    drop(source.create(SOURCE, Retention::default(), None));
-    source.append(SOURCE, "inherited");
-    source.commit(usize::MAX);
-    let mut created = fork.create(FORK, Retention::default(), Some(source.offer()));
+/// Makes the fork that was offered, durably.
+#[track_caller]
+fn make_fork(source: &mut Rig, fork: &mut Rig, offer: ResolvedFork) {
+    let mut created = fork.create(FORK, Retention::default(), Some(offer));
     source.take_mail();
     source.commit(usize::MAX);
     fork.take_mail();
     fork.commit(usize::MAX);
     assert!(matches!(created.try_recv().unwrap(), Ok(CreateStep::Done(_))));
     assert!(source.has_pins());
+}
+
+/// A source with a fork, both durable.
+fn forked() -> (Rig, Rig) {
+    let (mut source, mut fork) = rigs();
+    drop(source.create(SOURCE, Retention::default(), None));
+    source.append(SOURCE, "inherited");
+    source.commit(usize::MAX);
+    let offer = source.offer();
+    make_fork(&mut source, &mut fork, offer);
     (source, fork)
 }
 
@@ -274,13 +281,7 @@ fn a_source_that_was_cut_behind_the_anchor_since_it_was_asked_is_not_pinned() {
 
     let offer = source.offer();
     assert_eq!(offer.anchor, 4);
-    let mut created = fork.create(FORK, Retention::default(), Some(offer));
-    source.take_mail();
-    source.commit(usize::MAX);
-    fork.take_mail();
-    fork.commit(usize::MAX);
-    assert!(matches!(created.try_recv().unwrap(), Ok(CreateStep::Done(_))));
-    assert!(source.has_pins());
+    make_fork(&mut source, &mut fork, offer);
 }
 
 #[test]

@@ -257,3 +257,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_sync_of_the_file_that_failed_for_one_thread_is_not_made_good_by_that_of_the_other() {
+    let World { disk, log, .. } = World::new(1);
+    log.set_len(16 * BLOCK_BYTES as u64).unwrap();
+    log.sync_data().unwrap();
+    // Large enough for its place in the file, which the next record relies on.
+    log.write(0, &[7; 10 * BLOCK_BYTES]).unwrap();
+    disk.fail_call(disk.calls() + 1, sim_disk::Fault::Io);
+    // As the thread does that empties a log. The disk has forgotten now what it could not write, of whomever it is.
+    log.shared.sync_file().unwrap_err();
+    log.sync_data().unwrap_err();
+}
