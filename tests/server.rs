@@ -213,6 +213,39 @@ fn idle_connection_is_closed_and_a_live_one_is_not() {
 }
 
 #[test]
+fn a_slow_reader_gets_its_answer_however_long_it_takes() {
+    let server = ServerProcess::start(&[
+        ("DS_LIMITS__IDLE_TIMEOUT_SECS", "1"),
+        ("DS_LIMITS__WRITE_TIMEOUT_SECS", "300"),
+    ]);
+    create(&server, "/v1/stream/one");
+    create(&server, "/v1/stream/many");
+    let append = |name: &str, piece: &[u8]| {
+        let answer = server.client().request("POST", name, &[("Content-Type", "text/plain")], piece);
+        answer.expect_status(204);
+    };
+    // More than the kernel buffers for a connection whose client does not read, in one piece and in several.
+    append("/v1/stream/one", &vec![b'x'; 4 * MEBIBYTE]);
+    (0..4).for_each(|_| append("/v1/stream/many", &vec![b'x'; MEBIBYTE]));
+    let slow = ["/v1/stream/one", "/v1/stream/many"].map(|name| {
+        let mut reader = connect(&server);
+        reader.send_request("GET", name, &[], b"").expect("a new connection takes bytes");
+        reader.socket().read_exact(&mut [0; 1000]).expect("an answer begins");
+        reader
+    });
+    // Time passes, after which connections are closed over which nothing is sent, and more than they have to end then.
+    for _ in 0..4 {
+        let mut idle = connect(&server);
+        idle.request("GET", "/healthz", &[], b"").expect("there is an answer").expect_status(200);
+        assert!(idle.is_closed_by_server());
+    }
+    for reader in slow {
+        let mut rest = vec![0; 4 * MEBIBYTE - 1000];
+        reader.socket().read_exact(&mut rest).expect("the answer goes on");
+    }
+}
+
+#[test]
 fn client_that_closes_its_sending_side_gets_its_answer() {
     let server = ServerProcess::start(&[("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "1")]);
     create(&server, "/v1/stream/a");

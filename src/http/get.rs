@@ -7,7 +7,7 @@ use axum::response::Response;
 use crate::engine::api::{Page, ReadRequest, StreamInfo};
 use crate::http::cache::{KnownPage, PageFacts, left_ms, none_match_hits, now_ms};
 use crate::http::headers::NO_STORE;
-use crate::http::page_body::page_body;
+use crate::http::page_body::put_page;
 use crate::http::problem::Problem;
 use crate::http::request::Call;
 use crate::http::response::{self, StreamHeaders};
@@ -58,7 +58,7 @@ async fn catch_up(
         headers.put_cache_control(cache_control(call, &page.info, from, facts));
     }
     put_position(&mut response, facts);
-    *response.body_mut() = page_body(page.data, page.info.content_type.is_json());
+    put_page(&mut response, page.data, page.info.content_type.is_json(), app.page_form);
     Ok(response)
 }
 

@@ -7,7 +7,7 @@ use crate::engine::api::{LiveBatch, LiveEvent, LookupRefusal, StreamInfo};
 use crate::http::cache::{PageFacts, jitter, now_ms};
 use crate::http::get::{cache_control, put_position};
 use crate::http::headers::NO_STORE;
-use crate::http::page_body::page_body;
+use crate::http::page_body::{PageForm, put_page};
 use crate::http::problem::Problem;
 use crate::http::request::Call;
 use crate::http::response::{self, StreamHeaders};
@@ -55,7 +55,7 @@ fn page(call: &Call<'_>, info: &StreamInfo, from: RequestedOffset, batch: &LiveB
         headers.put_cache_control(cache_control(call, info, from, facts));
     }
     put_position(&mut response, facts);
-    *response.body_mut() = page_body(batch.data.clone(), info.content_type.is_json());
+    put_page(&mut response, batch.data.clone(), info.content_type.is_json(), PageForm::Body);
     response
 }
 

@@ -39,6 +39,7 @@ mod sse;
 mod tests;
 
 pub(crate) use cors::EXPOSED;
+pub(crate) use page_body::Page;
 pub use router::{DEFAULT_STREAM_BASE_PATH, build_router, build_router_with_ready};
 pub(crate) use router::{Exchange, Front, build_fronts_with_ready};
 pub(crate) use sse::{Chunk, EventStream, Frames, TakesOver};

@@ -25,6 +25,7 @@ use crate::http::body::{BodyLimits, Upload};
 use crate::http::cors::{Cors, preflight};
 use crate::http::headers::NO_STORE;
 use crate::http::observe::Observation;
+use crate::http::page_body::PageForm;
 use crate::http::problem::{Code, Problem};
 use crate::http::request::Call;
 use crate::http::response::{self, StreamHeaders};
@@ -69,7 +70,8 @@ pub fn build_router_with_ready<S: Storage + ?Sized>(
 }
 
 /// The protocol for `count` threads. A request counts references to what its front holds; over fronts of their own,
-/// threads do not contend for those. Only the budget for bodies under way is one for all.
+/// threads do not contend for those. Only the budget for bodies under way is one for all. Whoever calls them looks for a
+/// [`Page`](super::Page) with each response.
 pub(crate) fn build_fronts_with_ready<S: Storage + ?Sized>(
     count: usize,
     storage: &Arc<S>,
@@ -81,7 +83,8 @@ pub(crate) fn build_fronts_with_ready<S: Storage + ?Sized>(
     (0..count)
         .map(|_| {
             let storage = Arc::new(Arc::clone(storage));
-            let app = App::new(storage, config, bodies.clone(), Arc::clone(ready), shutdown.clone());
+            let mut app = App::new(storage, config, bodies.clone(), Arc::clone(ready), shutdown.clone());
+            app.page_form = PageForm::Attached;
             let app = Arc::new(app);
             Front { router: mount(Arc::clone(&app)), app: Some(app) }
         })
@@ -157,6 +160,7 @@ pub(super) struct App {
     pub(super) bodies: BodyLimits,
     pub(super) json_depth_max: usize,
     pub(super) page_bytes: usize,
+    pub(super) page_form: PageForm,
     pub(super) long_poll_timeout: Duration,
     pub(super) sse: SseTiming,
     pub(super) shutdown: CancellationToken,
@@ -199,6 +203,7 @@ impl App {
             bodies,
             json_depth_max: limits.max_json_depth,
             page_bytes: limits.read_page_bytes,
+            page_form: PageForm::Body,
             long_poll_timeout: config.server.long_poll_timeout,
             sse: SseTiming::new(&config.server),
             shutdown,

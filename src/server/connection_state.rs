@@ -55,7 +55,7 @@ pub(super) struct ConnectionState {
     phase: AtomicU8,
     /// Requests begun, wrapping.
     requests: AtomicU32,
-    /// Requests whose answer has not been given to the transport to its last byte.
+    /// Requests whose answer has not been given to the socket to its last byte.
     in_flight: AtomicU32,
     /// A handshake or a request's head has been expected, and is incomplete.
     head_since: AtomicU64,
@@ -126,7 +126,7 @@ impl ConnectionState {
         self.active_at.store(self.clock.now_ms(), Ordering::Relaxed);
     }
 
-    /// An answer was given to the transport to its end, or given up.
+    /// An answer was sent to its end, or given up.
     pub(super) fn end_request(&self) {
         if self.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.idle_since.store(self.clock.now_ms(), Ordering::Relaxed);

@@ -17,6 +17,10 @@ use super::admission::{Admission, Gate};
 /// Requests in a row to one core after which a connection moves there. A move costs about as much as the hops of two.
 const MOVES_AFTER: u32 = 16;
 
+/// Body from which on a request or answer has no part in this: next to taking it in or sending it the hops are nothing, and many
+/// readers of one long stream would all be served by one core. Bytes.
+pub(super) const BULK_BYTES: u64 = 64 * 1024;
+
 /// Where the latest requests of a connection went.
 #[derive(Debug, Default)]
 pub(super) struct Drift {
@@ -30,6 +34,11 @@ impl Drift {
     pub(super) fn note(&self, core: usize) {
         let before = if self.core.replace(core) == core { self.run.get() } else { 0 };
         self.run.set(before.saturating_add(1));
+    }
+
+    /// The last request was one of [`BULK_BYTES`], or its answer is.
+    pub(super) fn note_bulk(&self) {
+        self.run.set(0);
     }
 
     /// Where the last one went.
@@ -134,6 +143,18 @@ mod tests {
             noted(&drift, 0, 1);
             assert!(!ways.leads_away(&drift));
         }
+    }
+
+    #[test]
+    fn a_connection_stays_if_much_is_sent_over_it() {
+        let (ways, drift) = (ways(), Drift::default());
+        for _ in 0..3 * MOVES_AFTER {
+            noted(&drift, 1, 1);
+            drift.note_bulk();
+            assert!(!ways.leads_away(&drift));
+        }
+        noted(&drift, 1, MOVES_AFTER);
+        assert!(ways.leads_away(&drift));
     }
 
     #[test]

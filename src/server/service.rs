@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,16 +11,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body as AxumBody;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::connection_state::ConnectionState;
-use super::moving::Drift;
+use super::moving::{BULK_BYTES, Drift};
 use super::raw_response::RawResponses;
 use crate::engine;
-use crate::http::{ConnectionScheme, EventStream, Exchange, Front, NotOneHost, TakesOver};
+use crate::http::{ConnectionScheme, EventStream, Exchange, Front, NotOneHost, Page, TakesOver};
 
 /// Largest piece of an HTTP/2 response that is given to the transport at a time. What was given waits for the peer
 /// where the sweep does not see it, so it has to be little; it is also one frame's default size.
@@ -98,6 +99,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         if let Some(takes_over) = offer {
             request.extensions_mut().insert(takes_over);
         }
+        let is_bulky = request.body().size_hint().lower() >= BULK_BYTES;
         let exchange = self.front.borrow_mut().call(request.map(AxumBody::new));
         Answer {
             exchange,
@@ -107,6 +109,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
             paced: self.is_http2,
             offer,
             handover: self.handover.clone(),
+            is_bulky,
         }
     }
 }
@@ -150,6 +153,8 @@ pub(super) struct Answer {
     /// What the handler was told. An event stream goes to `handover` then.
     offer: Option<TakesOver>,
     handover: Option<Rc<Handover>>,
+    /// The request has a large body.
+    is_bulky: bool,
 }
 
 impl Answer {
@@ -185,8 +190,22 @@ impl Future for Answer {
             return Poll::Pending;
         }
         let in_flight = this.in_flight.take().expect("a finished future is not polled again");
+        let page = Page::take_from(&mut response);
         let paced = this.paced;
-        Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, in_flight, paced))))
+        let response = response.map(|body| {
+            let content = match page {
+                Some(page) if paced => Content::Body(page.into_body()),
+                Some(page) => Content::Page(Some(page)),
+                None => Content::Body(body),
+            };
+            ResponseBody::new(content, in_flight, paced)
+        });
+        if let Some(handover) = &this.handover
+            && (this.is_bulky || response.body().size_hint().lower() >= BULK_BYTES)
+        {
+            handover.drift.note_bulk();
+        }
+        Poll::Ready(Ok(response))
     }
 }
 
@@ -235,12 +254,20 @@ impl Drop for RequestBody {
     }
 }
 
-/// A response's body; its request is under way until this is dropped.
+/// A response's body. Its request is under way until this is dropped, or the last of its [`Data`].
 #[derive(Debug)]
 pub(super) struct ResponseBody {
-    inner: AxumBody,
+    content: Content,
     pace: Option<Pace>,
-    in_flight: InFlight,
+    /// `None` once the last data were handed out.
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Body(AxumBody),
+    /// Goes out at once; `None` = it has.
+    Page(Option<Page>),
 }
 
 /// What an HTTP/2 body adds: pieces, and a place on the connection's list of responses that wait for the peer.
@@ -250,58 +277,127 @@ struct Pace {
     rest: Bytes,
 }
 
-impl ResponseBody {
-    fn new(inner: AxumBody, in_flight: InFlight, paced: bool) -> Self {
-        let pace = (paced && !inner.is_end_stream())
-            .then(|| Pace { key: in_flight.0.list_paced(), rest: Bytes::new() });
-        Self { inner, pace, in_flight }
+/// What a [`ResponseBody`] is made of. The transport drops it when it was sent.
+#[derive(Debug)]
+pub(super) struct Data {
+    bytes: DataBytes,
+    _in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum DataBytes {
+    One(Bytes),
+    Page(Page),
+}
+
+impl Buf for Data {
+    fn remaining(&self) -> usize {
+        match &self.bytes {
+            DataBytes::One(bytes) => bytes.remaining(),
+            DataBytes::Page(page) => page.remaining(),
+        }
     }
 
-    fn poll_paced(
-        inner: &mut AxumBody,
-        rest: &mut Bytes,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if rest.is_empty() {
-            let frame = ready!(Pin::new(inner).poll_frame(cx));
-            let Some(Ok(frame)) = frame else { return Poll::Ready(frame) };
-            match frame.into_data() {
-                Ok(data) => *rest = data,
-                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+    fn chunk(&self) -> &[u8] {
+        match &self.bytes {
+            DataBytes::One(bytes) => bytes.chunk(),
+            DataBytes::Page(page) => page.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        match &self.bytes {
+            DataBytes::One(bytes) => bytes.chunks_vectored(slices),
+            DataBytes::Page(page) => page.chunks_vectored(slices),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match &mut self.bytes {
+            DataBytes::One(bytes) => bytes.advance(count),
+            DataBytes::Page(page) => page.advance(count),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn new(content: Content, in_flight: InFlight, paced: bool) -> Self {
+        let mut body = Self { content, pace: None, in_flight: None };
+        if paced && !body.is_end_stream() {
+            body.pace = Some(Pace { key: in_flight.0.list_paced(), rest: Bytes::new() });
+        }
+        body.in_flight = Some(in_flight);
+        body
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<DataBytes>, axum::Error>>> {
+        let body = match &mut self.content {
+            Content::Page(page) => {
+                return Poll::Ready(page.take().map(|page| Ok(Frame::data(DataBytes::Page(page)))));
+            }
+            Content::Body(body) => body,
+        };
+        let Some(pace) = &mut self.pace else {
+            let frame = ready!(Pin::new(body).poll_frame(cx));
+            return Poll::Ready(frame.map(|frame| Ok(frame?.map_data(DataBytes::One))));
+        };
+        if pace.rest.is_empty() {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => pace.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers.map_data(DataBytes::One)))),
+                },
+                end => return Poll::Ready(end.map(|end| Ok(end?.map_data(DataBytes::One)))),
             }
         }
-        let piece = rest.split_to(rest.len().min(PACED_BYTES));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        let piece = pace.rest.split_to(pace.rest.len().min(PACED_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(DataBytes::One(piece)))))
     }
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Data;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Data>, axum::Error>>> {
         let this = &mut *self;
-        let Some(pace) = &mut this.pace else {
-            return Pin::new(&mut this.inner).poll_frame(cx);
+        let polled = this.poll_bytes(cx);
+        if let (Some(pace), Some(in_flight)) = (&this.pace, &this.in_flight) {
+            in_flight.0.note_paced(pace.key, matches!(polled, Poll::Ready(Some(Ok(_)))));
+        }
+        let frame = match ready!(polled) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
         };
-        let polled = Self::poll_paced(&mut this.inner, &mut pace.rest, cx);
-        this.in_flight.0.note_paced(pace.key, matches!(polled, Poll::Ready(Some(Ok(_)))));
-        polled
+        // HTTP/2 keeps little of a response, but lists it by this body.
+        let is_last = this.pace.is_none() && this.is_end_stream();
+        let in_flight = if is_last { this.in_flight.take() } else { None };
+        Poll::Ready(Some(Ok(frame.map_data(|bytes| Data { bytes, _in_flight: in_flight }))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pace.as_ref().is_none_or(|pace| pace.rest.is_empty()) && self.inner.is_end_stream()
+        let is_empty = match &self.content {
+            Content::Body(body) => body.is_end_stream(),
+            Content::Page(page) => page.is_none(),
+        };
+        is_empty && self.pace.as_ref().is_none_or(|pace| pace.rest.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let inner = self.inner.size_hint();
+        let body = match &self.content {
+            Content::Body(body) => body.size_hint(),
+            Content::Page(page) => {
+                SizeHint::with_exact(page.as_ref().map_or(0, |page| page.remaining() as u64))
+            }
+        };
         let waiting = self.pace.as_ref().map_or(0, |pace| pace.rest.len() as u64);
         let mut hint = SizeHint::new();
-        hint.set_lower(inner.lower() + waiting);
-        if let Some(upper) = inner.upper() {
+        hint.set_lower(body.lower() + waiting);
+        if let Some(upper) = body.upper() {
             hint.set_upper(upper + waiting);
         }
         hint
@@ -310,8 +406,8 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Some(pace) = &self.pace {
-            self.in_flight.0.unlist_paced(pace.key);
+        if let (Some(pace), Some(in_flight)) = (&self.pace, &self.in_flight) {
+            in_flight.0.unlist_paced(pace.key);
         }
     }
 }
