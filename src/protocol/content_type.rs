@@ -15,8 +15,12 @@ static OCTET_STREAM: LazyLock<ContentType> = LazyLock::new(|| {
 ///
 /// `==` compares spellings; [`ContentType::same_media_type`] is the protocol's comparison.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct ContentType {
-    text: Arc<str>,
+pub struct ContentType(Arc<Spelled>);
+
+/// In one allocation, so that a stream has one pointer to it.
+#[derive(PartialEq, Eq, Hash)]
+struct Spelled {
+    text: Box<str>,
     /// Length of `type/subtype`, before any parameter.
     media_type_len: usize,
     kind: MediaKind,
@@ -64,7 +68,7 @@ impl ContentType {
         } else {
             MediaKind::Binary
         };
-        Ok(Self { text: text.into(), media_type_len, kind })
+        Ok(Self(Arc::new(Spelled { text: text.into(), media_type_len, kind })))
     }
 
     /// `application/octet-stream`, the type of a stream that was created without one.
@@ -74,17 +78,17 @@ impl ContentType {
 
     /// As sent.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     /// The kind of stream it makes.
     pub fn kind(&self) -> MediaKind {
-        self.kind
+        self.0.kind
     }
 
     /// JSON mode: `application/json`, whatever its parameters and letter case.
     pub fn is_json(&self) -> bool {
-        self.kind == MediaKind::Json
+        self.0.kind == MediaKind::Json
     }
 
     /// The protocol's comparison (§6): type and subtype ignoring case, parameters never.
@@ -93,19 +97,19 @@ impl ContentType {
     }
 
     fn media_type(&self) -> &str {
-        &self.text[..self.media_type_len]
+        &self.0.text[..self.0.media_type_len]
     }
 }
 
 impl fmt::Debug for ContentType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ContentType").field(&self.text).finish()
+        f.debug_tuple("ContentType").field(&self.as_str()).finish()
     }
 }
 
 impl fmt::Display for ContentType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.as_str())
     }
 }
 

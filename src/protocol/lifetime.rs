@@ -39,42 +39,45 @@ impl Lifetime {
 
 /// An instant, to the nanosecond, and how the client spelled it. Two spellings of one instant are equal.
 #[derive(Clone)]
-pub struct ExpiresAt {
-    raw: Arc<str>,
+pub struct ExpiresAt(Arc<Spelled>);
+
+/// In one allocation, so that a stream has one pointer to it.
+struct Spelled {
+    raw: Box<str>,
     seconds: i64,
     nanos: u32,
 }
 
 impl ExpiresAt {
     /// Puts together what [`ExpiresAt::raw`], [`ExpiresAt::seconds`] and [`ExpiresAt::nanos`] gave; checks nothing.
-    pub fn from_parts(raw: Arc<str>, seconds: i64, nanos: u32) -> Self {
-        Self { raw, seconds, nanos }
+    pub fn from_parts(raw: impl Into<Box<str>>, seconds: i64, nanos: u32) -> Self {
+        Self(Arc::new(Spelled { raw: raw.into(), seconds, nanos }))
     }
 
     /// As sent.
     pub fn raw(&self) -> &str {
-        &self.raw
+        &self.0.raw
     }
 
     /// Whole seconds since the Unix epoch, rounded down.
     pub fn seconds(&self) -> i64 {
-        self.seconds
+        self.0.seconds
     }
 
     /// Nanoseconds after [`ExpiresAt::seconds`].
     pub fn nanos(&self) -> u32 {
-        self.nanos
+        self.0.nanos
     }
 
     /// Milliseconds since the Unix epoch, rounded down, saturating.
     pub fn at_ms(&self) -> i64 {
-        self.seconds.saturating_mul(1000).saturating_add(i64::from(self.nanos / NANOS_PER_MS))
+        self.seconds().saturating_mul(1000).saturating_add(i64::from(self.nanos() / NANOS_PER_MS))
     }
 }
 
 impl PartialEq for ExpiresAt {
     fn eq(&self, other: &Self) -> bool {
-        (self.seconds, self.nanos) == (other.seconds, other.nanos)
+        (self.seconds(), self.nanos()) == (other.seconds(), other.nanos())
     }
 }
 
@@ -82,13 +85,13 @@ impl Eq for ExpiresAt {}
 
 impl Hash for ExpiresAt {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.seconds, self.nanos).hash(state);
+        (self.seconds(), self.nanos()).hash(state);
     }
 }
 
 impl fmt::Debug for ExpiresAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ExpiresAt").field(&self.raw).finish()
+        f.debug_tuple("ExpiresAt").field(&self.raw()).finish()
     }
 }
 
@@ -117,7 +120,7 @@ pub fn parse_expires_at(value: &[u8]) -> Result<ExpiresAt, InvalidLifetime> {
     }
     let raw = std::str::from_utf8(value).map_err(|_| InvalidLifetime::ExpiresAt)?;
     let instant = OffsetDateTime::parse(raw, &Rfc3339).map_err(|_| InvalidLifetime::ExpiresAt)?;
-    Ok(ExpiresAt { raw: raw.into(), seconds: instant.unix_timestamp(), nanos: instant.nanosecond() })
+    Ok(ExpiresAt::from_parts(raw, instant.unix_timestamp(), instant.nanosecond()))
 }
 
 #[cfg(test)]
@@ -212,7 +215,7 @@ mod tests {
     #[test]
     fn an_instant_survives_being_taken_apart() {
         let before = instant("2017-01-01T00:59:60.5+01:00");
-        let after = ExpiresAt::from_parts(before.raw().into(), before.seconds(), before.nanos());
+        let after = ExpiresAt::from_parts(before.raw(), before.seconds(), before.nanos());
         assert_eq!(before, after);
         assert_eq!(before.raw(), after.raw());
     }
@@ -228,7 +231,7 @@ mod tests {
         let fixed = Lifetime::ExpiresAt(instant("1970-01-01T00:00:02.9999Z"));
         assert_eq!(fixed.deadline_ms(0), 2_999);
         assert_eq!(fixed.deadline_ms(i64::MAX), 2_999);
-        let far = ExpiresAt::from_parts("".into(), i64::MAX, 0);
+        let far = ExpiresAt::from_parts("", i64::MAX, 0);
         assert_eq!(far.at_ms(), i64::MAX);
         let past = instant("1969-12-31T23:59:59.25Z");
         assert_eq!(past.at_ms(), -750);

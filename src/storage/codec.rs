@@ -224,7 +224,7 @@ impl Take {
                 let seconds = self.time()?;
                 let nanos = u32::try_from(self.varint()?).map_err(|_| self.corrupt("not nanoseconds"))?;
                 let raw = self.text()?;
-                Ok(Some(Lifetime::ExpiresAt(ExpiresAt::from_parts(raw.into(), seconds, nanos))))
+                Ok(Some(Lifetime::ExpiresAt(ExpiresAt::from_parts(raw, seconds, nanos))))
             }
             _ => Err(self.corrupt("unknown kind of lifetime")),
         }

@@ -188,7 +188,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<Record, StorageError> {
     }
     state.tail = tail;
     state.soft_deleted = has(FLAG_SOFT_DELETED);
-    state.stream_seq = stream_seq.map(|seq| seq.as_ref().into());
+    state.stream_seq = stream_seq.map(|seq| Box::new(seq.as_ref().into()));
     if has(FLAG_CLOSED) {
         state.closure = Closure::Closed(closed_by);
     }

@@ -60,21 +60,40 @@ fn release_marks(marks: &mut Vec<u32>, dead: usize) {
 #[derive(Debug)]
 pub(crate) struct RecentTail {
     json: bool,
-    sealed: VecDeque<Block>,
     open_start: u64,
     open: Vec<u8>,
+    /// `None` = all of it is empty, as it is for the very most of many streams.
+    more: Option<Box<More>>,
+}
+
+#[derive(Debug, Default)]
+struct More {
+    sealed: VecDeque<Block>,
     open_marks: Vec<u32>,
 }
 
 impl RecentTail {
     /// Holds nothing yet; the first append comes at `start`.
     pub(crate) fn new(start: u64, json: bool) -> Self {
-        Self { json, sealed: VecDeque::new(), open_start: start, open: Vec::new(), open_marks: Vec::new() }
+        Self { json, open_start: start, open: Vec::new(), more: None }
+    }
+
+    fn sealed(&self) -> &VecDeque<Block> {
+        static NOTHING: VecDeque<Block> = VecDeque::new();
+        self.more.as_ref().map_or(&NOTHING, |more| &more.sealed)
+    }
+
+    fn open_marks(&self) -> &[u32] {
+        self.more.as_ref().map_or(&[], |more| &more.open_marks)
+    }
+
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
     }
 
     /// First position held.
     pub(crate) fn start(&self) -> u64 {
-        self.sealed.front().map_or(self.open_start, |block| block.start)
+        self.sealed().front().map_or(self.open_start, |block| block.start)
     }
 
     /// Position after the last byte held.
@@ -101,7 +120,8 @@ impl RecentTail {
             };
             // No slice of something larger, which would stay in RAM with it, beyond what is accounted for: see `Payload`.
             let kept = lent.keep(Bytes::clone(payload));
-            self.sealed.push_back(Block { start: self.open_start, kept, marks });
+            let start = self.open_start;
+            self.more().sealed.push_back(Block { start, kept, marks });
             self.open_start += payload.len() as u64;
             return;
         }
@@ -110,9 +130,9 @@ impl RecentTail {
         }
         if self.json {
             let at = self.open.len();
-            let last = self.open_marks.last().map_or(0, |&mark| mark as usize);
+            let last = self.open_marks().last().map_or(0, |&mark| mark as usize);
             if at >= last + MARK_STEP {
-                self.open_marks.push(at as u32);
+                self.more().open_marks.push(at as u32);
             }
         }
         self.open.extend_from_slice(payload);
@@ -126,21 +146,24 @@ impl RecentTail {
         self.open_start = self.end();
         let mut bytes = std::mem::take(&mut self.open);
         bytes.shrink_to_fit();
-        let marks = std::mem::take(&mut self.open_marks);
-        self.sealed.push_back(Block { start, kept: lent.keep(bytes.into()), marks });
+        let more = self.more();
+        let marks = std::mem::take(&mut more.open_marks);
+        more.sealed.push_back(Block { start, kept: lent.keep(bytes.into()), marks });
     }
 
     /// Forgets blocks that end at or before `position`. Returns the number of bytes freed.
     pub(crate) fn forget_before(&mut self, position: u64) -> u64 {
         let before = self.len();
-        while self.sealed.front().is_some_and(|block| block.end() <= position) {
-            self.sealed.pop_front();
-        }
-        if self.sealed.is_empty() {
-            self.sealed.shrink_to_fit();
-            if self.end() <= position {
-                *self = Self::new(self.end(), self.json);
+        if let Some(more) = &mut self.more {
+            while more.sealed.front().is_some_and(|block| block.end() <= position) {
+                more.sealed.pop_front();
             }
+            if more.sealed.is_empty() {
+                more.sealed.shrink_to_fit();
+            }
+        }
+        if self.sealed().is_empty() && self.end() <= position {
+            *self = Self::new(self.end(), self.json);
         }
         before - self.len()
     }
@@ -150,7 +173,7 @@ impl RecentTail {
     pub(crate) fn release_before(&mut self, position: u64, lent: &Lent) -> u64 {
         let before = self.len();
         self.forget_before(position);
-        match self.sealed.front_mut() {
+        match self.more.as_mut().and_then(|more| more.sealed.front_mut()) {
             Some(block) => block.release_before(position, lent),
             None => {
                 let dead = position.min(self.end()).saturating_sub(self.open_start) as usize;
@@ -158,7 +181,9 @@ impl RecentTail {
                     self.open_start += dead as u64;
                     // Not drained: what it has room for would stay.
                     self.open = self.open[dead..].to_vec();
-                    release_marks(&mut self.open_marks, dead);
+                    if let Some(more) = &mut self.more {
+                        release_marks(&mut more.open_marks, dead);
+                    }
                 }
             }
         }
@@ -169,8 +194,8 @@ impl RecentTail {
     pub(crate) fn slice(&self, from: u64, to: u64) -> Vec<Bytes> {
         assert!(self.start() <= from && from <= to && to <= self.end(), "only held bytes are asked for");
         let mut pieces = Vec::new();
-        let first = self.sealed.partition_point(|block| block.end() <= from);
-        for block in self.sealed.range(first..).take_while(|block| block.start < to) {
+        let first = self.sealed().partition_point(|block| block.end() <= from);
+        for block in self.sealed().range(first..).take_while(|block| block.start < to) {
             let low = from.max(block.start) - block.start;
             let high = to.min(block.end()) - block.start;
             pieces.push(block.kept.bytes().slice(low as usize..high as usize));
@@ -210,10 +235,10 @@ impl RecentTail {
 
     /// The bytes from the last mark at or before `position` to the end of its block, and where `position` is in them.
     fn since_mark(&self, position: u64) -> (&[u8], usize) {
-        let index = self.sealed.partition_point(|block| block.end() <= position);
-        let (start, bytes, marks): (u64, &[u8], &[u32]) = match self.sealed.get(index) {
+        let index = self.sealed().partition_point(|block| block.end() <= position);
+        let (start, bytes, marks): (u64, &[u8], &[u32]) = match self.sealed().get(index) {
             Some(block) => (block.start, block.kept.bytes(), &block.marks),
-            None => (self.open_start, &self.open, &self.open_marks),
+            None => (self.open_start, &self.open, self.open_marks()),
         };
         let at = (position - start) as usize;
         let marks_before = marks.partition_point(|&mark| mark as usize <= at);
@@ -226,12 +251,12 @@ impl RecentTail {
     pub(crate) fn pieces(&self, from: u64) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         let mut at = from;
-        let mut block = self.sealed.partition_point(|block| block.end() <= at);
+        let mut block = self.sealed().partition_point(|block| block.end() <= at);
         while at < self.end() {
-            while self.sealed.get(block).is_some_and(|block| block.end() <= at) {
+            while self.sealed().get(block).is_some_and(|block| block.end() <= at) {
                 block += 1;
             }
-            let block_end = self.sealed.get(block).map_or_else(|| self.end(), Block::end);
+            let block_end = self.sealed().get(block).map_or_else(|| self.end(), Block::end);
             let end = self.page_end(at, block_end.min(at + BLOCK_BYTES as u64));
             pieces.extend(self.slice(at, end));
             at = end;
@@ -347,7 +372,7 @@ mod tests {
                 prop_assert_eq!(tail.release_before(position, &lent), before - tail.len());
                 prop_assert!(tail.start() <= released);
                 let live = tail.end() - released;
-                prop_assert!(tail.len() <= 2 * live + 2 * LARGE_BYTES as u64 || tail.sealed.len() > 1, "{}", tail.len());
+                prop_assert!(tail.len() <= 2 * live + 2 * LARGE_BYTES as u64 || tail.sealed().len() > 1, "{}", tail.len());
                 prop_assert_eq!(tail.slice(released, tail.end()).concat(), whole.slice(released, whole.end()).concat());
                 for position in released..tail.end().min(released + 600) {
                     prop_assert_eq!(tail.is_boundary(position), whole.is_boundary(position), "{}", position);

@@ -76,7 +76,7 @@ impl StreamState {
         }
         let payload = if has_body { self.payload(&request.body)? } else { Payload::default() };
         if let (Some(new), Some(last)) = (&request.stream_seq, &self.stream_seq)
-            && new.as_ref() <= last.as_ref()
+            && new[..] <= last[..]
         {
             return Err(AppendRefusal::StreamSeqConflict);
         }

@@ -42,7 +42,8 @@ pub struct StreamState {
     /// Deleted or expired, but kept for forks.
     pub soft_deleted: bool,
     /// Last accepted `Stream-Seq`.
-    pub stream_seq: Option<Box<[u8]>>,
+    #[expect(clippy::redundant_allocation, reason = "most streams have none, and then it costs one pointer")]
+    pub stream_seq: Option<Box<Box<[u8]>>>,
     /// Idempotent producers.
     pub producers: Producers,
     /// Where inherited bytes come from.
@@ -123,7 +124,7 @@ impl StreamState {
             self.producers.accept(tag, group);
         }
         if let Some(seq) = &append.stream_seq {
-            self.stream_seq = Some(seq.as_ref().into());
+            self.stream_seq = Some(Box::new(seq.as_ref().into()));
         }
         if append.close {
             self.closure = Closure::Closed(append.producer.clone().map(Box::new));

@@ -259,7 +259,7 @@ impl StreamHeader {
             closed: state.closure.is_closed(),
             closed_by,
             deleted: state.soft_deleted,
-            stream_seq: state.stream_seq.as_deref().map(Opaque::of),
+            stream_seq: state.stream_seq.as_deref().map(|seq| Opaque::of(seq)),
             ttl_seconds,
             expires_at,
             renewed_at_ms: state.renewed_at_ms,
@@ -311,7 +311,7 @@ impl StreamHeader {
         state.tail = self.tail;
         state.soft_deleted = self.deleted;
         let seq = self.stream_seq.as_ref().map(Opaque::bytes).transpose()?;
-        state.stream_seq = seq.map(|seq| seq.as_ref().into());
+        state.stream_seq = seq.map(|seq| Box::new(seq.as_ref().into()));
         let closed_by = self.closed_by.as_ref().map(Producer::tag).transpose()?;
         if closed_by.is_some() && !self.closed {
             return Err("a stream that is open was closed by nobody".to_owned());

@@ -1,7 +1,6 @@
 //! Requests in the model's own terms, and their translation into the store's.
 
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use durable_streams_server::engine::api::{
@@ -132,7 +131,7 @@ impl Life {
             Self::Ttl(seconds) => Lifetime::Ttl { seconds: *seconds },
             Self::At { ms, spelling } => {
                 let nanos = u32::try_from(ms.rem_euclid(1000)).expect("a remainder is small") * 1_000_000;
-                Lifetime::ExpiresAt(ExpiresAt::from_parts(Arc::from(*spelling), ms.div_euclid(1000), nanos))
+                Lifetime::ExpiresAt(ExpiresAt::from_parts(*spelling, ms.div_euclid(1000), nanos))
             }
         }
     }

@@ -1,6 +1,10 @@
 //! One stream of a shard.
 
+use std::collections::HashSet;
+use std::num::NonZeroU64;
+
 use crate::engine::api::StreamInfo;
+use crate::protocol::content_type::ContentType;
 use crate::protocol::lifetime::Lifetime;
 use crate::protocol::name::StreamName;
 use crate::protocol::retention::Retention;
@@ -10,6 +14,9 @@ use crate::stream::event::{Creation, Payload};
 use crate::stream::expiry::renewal_lag_ms;
 use crate::stream::fork::StreamRef;
 use crate::stream::state::StreamState;
+
+/// Content types that are kept once. A client could make up any number.
+const CONTENT_TYPES_MAX: usize = 64;
 
 /// A stream: what was decided about it, and what of that is durable.
 #[derive(Debug)]
@@ -30,8 +37,8 @@ pub(super) struct Entry {
     pub(super) settled: u64,
     /// Group as of which the last checkpoint is, begun or done; 0 = none.
     pub(super) settled_group: u64,
-    /// First group with something that no checkpoint has, begun or done; `None` = there is none.
-    pub(super) dirty_since: Option<u64>,
+    /// First group with something that no checkpoint has, begun or done; `None` = there is none. Groups count from 1.
+    pub(super) dirty_since: Option<NonZeroU64>,
 }
 
 /// What readers see, and what a crash leaves.
@@ -49,10 +56,28 @@ pub(super) struct Durable {
     pub(super) renewal_ms: i64,
 }
 
+/// The content types of a shard's streams, each of them once: most streams have one of very few.
+#[derive(Debug, Default)]
+pub(super) struct ContentTypes(HashSet<ContentType, ahash::RandomState>);
+
+impl ContentTypes {
+    /// Makes `content_type` share its memory with an equal one, if it is among the first that were seen.
+    fn share(&mut self, content_type: &mut ContentType) {
+        match self.0.get(content_type) {
+            Some(known) => *content_type = known.clone(),
+            None if self.0.len() < CONTENT_TYPES_MAX => {
+                self.0.insert(content_type.clone());
+            }
+            None => {}
+        }
+    }
+}
+
 impl Entry {
     /// A stream whose creation is being staged.
-    pub(super) fn new(creation: &Creation, lent: &Lent) -> Self {
-        let state = StreamState::created(creation);
+    pub(super) fn new(creation: &Creation, types: &mut ContentTypes, lent: &Lent) -> Self {
+        let mut state = StreamState::created(creation);
+        types.share(&mut state.content_type);
         let base = state.base();
         let mut recent = RecentTail::new(base, state.content_type.is_json());
         recent.push(&creation.payload, lent);
@@ -71,7 +96,14 @@ impl Entry {
     }
 
     /// A stream as storage holds it: settled, durable, nothing of it in RAM.
-    pub(super) fn restored(name: StreamName, state: StreamState, settled: u64, group: u64) -> Self {
+    pub(super) fn restored(
+        name: StreamName,
+        mut state: StreamState,
+        types: &mut ContentTypes,
+        settled: u64,
+        group: u64,
+    ) -> Self {
+        types.share(&mut state.content_type);
         Self {
             name,
             recent: RecentTail::new(settled, state.content_type.is_json()),
@@ -143,5 +175,33 @@ impl Entry {
             tail: self.durable.tail,
             closed: self.durable.closed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be a million of them: what is added here is looked at twice. 256 bytes are a size that allocators have.
+    #[test]
+    fn a_stream_is_small() {
+        assert!(size_of::<Entry>() <= 256, "{}", size_of::<Entry>());
+    }
+
+    #[test]
+    fn equal_content_types_are_kept_once() {
+        let of = |text: &str| ContentType::parse(text.as_bytes()).unwrap();
+        let address = |content_type: &ContentType| content_type.as_str().as_ptr();
+        let mut types = ContentTypes::default();
+        let (mut first, mut second, mut other) = (of("text/plain"), of("text/plain"), of("Text/plain"));
+        for content_type in [&mut first, &mut second, &mut other] {
+            types.share(content_type);
+        }
+        assert_eq!(address(&first), address(&second));
+        assert_eq!(other.as_str(), "Text/plain");
+        for number in 0..2 * CONTENT_TYPES_MAX {
+            types.share(&mut of(&format!("text/x{number}")));
+        }
+        assert_eq!(types.0.len(), CONTENT_TYPES_MAX);
     }
 }

@@ -1,5 +1,6 @@
 //! Group commit: staging events, handing groups down, and what follows when they are durable or lost.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use tracing::{error, info};
@@ -75,7 +76,7 @@ enum Waiting {
 impl Shard {
     /// Adds a creation to the open group.
     pub(super) fn stage_creation(&mut self, id: u64, creation: Box<Creation>) {
-        let entry = Box::new(Entry::new(&creation, self.shared.reads.lent()));
+        let entry = Box::new(Entry::new(&creation, &mut self.content_types, self.shared.reads.lent()));
         self.settling.recent_bytes += entry.recent.len();
         self.names.insert(entry.name.clone(), id);
         self.streams.insert(id, entry);
@@ -125,7 +126,7 @@ impl Shard {
             if matches!(event, Event::Removed) {
                 self.settling.removed.push_back((id, group.seq));
             } else if entry.dirty_since.is_none() {
-                entry.dirty_since = Some(group.seq);
+                entry.dirty_since = NonZeroU64::new(group.seq);
                 self.settling.dirty.push_back((id, group.seq));
             }
             frame::encode(&mut group.frames, id, event);

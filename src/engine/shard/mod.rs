@@ -40,7 +40,7 @@ use crate::storage::committer::Committer;
 use crate::stream::append::StreamLimits;
 use crate::stream::fork::StreamRef;
 
-use entry::Entry;
+use entry::{ContentTypes, Entry};
 use expiry::{Reminders, Wheel};
 use group::{OpenGroup, SubmittedGroup};
 use settle::Settling;
@@ -81,6 +81,7 @@ pub(crate) struct Shard {
     phase: Phase,
     names: RamMap<StreamName, u64>,
     streams: RamMap<u64, Box<Entry>>,
+    content_types: ContentTypes,
     next_stream_id: u64,
     /// Names that a fork is about to take, while its source is being pinned.
     pending_forks: RamMap<StreamName, PendingFork>,
@@ -152,6 +153,7 @@ impl Shard {
             phase: Phase::Working,
             names: RamMap::default(),
             streams: RamMap::default(),
+            content_types: ContentTypes::default(),
             next_stream_id,
             pending_forks: RamMap::default(),
             doubtful_children: HashSet::default(),

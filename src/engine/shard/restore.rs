@@ -1,5 +1,6 @@
 //! From what storage holds to a shard at work. Used at start and after a failed commit.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::engine::live::{Ended, TopicNews};
@@ -51,7 +52,7 @@ impl Shard {
         let entry = self.streams.get_mut(&id).expect("it was just replayed");
         entry.last_group = group;
         if entry.dirty_since.is_none() {
-            entry.dirty_since = Some(group);
+            entry.dirty_since = NonZeroU64::new(group);
             self.settling.dirty.push_back((id, group));
         }
     }
@@ -113,14 +114,15 @@ impl ReplayTarget for Shard {
         let Record { name, state, settled, group } = record;
         self.names.insert(name.clone(), id);
         self.next_stream_id = self.next_stream_id.max(id + 1);
-        self.streams.insert(id, Box::new(Entry::restored(name, state, settled, group)));
+        let entry = Entry::restored(name, state, &mut self.content_types, settled, group);
+        self.streams.insert(id, Box::new(entry));
     }
 
     fn created(&mut self, id: u64, mut creation: Creation, group: u64) {
         // Copied, as all content that stays: it would keep the whole group's buffer in RAM.
         creation.payload = creation.payload.detached();
         self.next_stream_id = self.next_stream_id.max(id + 1);
-        let entry = Entry::new(&creation, self.shared.reads.lent());
+        let entry = Entry::new(&creation, &mut self.content_types, self.shared.reads.lent());
         self.settling.recent_bytes += entry.recent.len();
         self.names.insert(creation.name.clone(), id);
         self.streams.insert(id, Box::new(entry));

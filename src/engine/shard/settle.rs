@@ -7,6 +7,7 @@
 //! is in the journal.
 
 use std::collections::{HashSet, VecDeque};
+use std::num::NonZeroU64;
 
 use crate::engine::shard::Shard;
 use crate::engine::shard::entry::Entry;
@@ -166,7 +167,7 @@ impl Shard {
             entry.settled = stream.start;
             // All of its producers go along again.
             entry.settled_group = 0;
-            entry.dirty_since = Some(first);
+            entry.dirty_since = NonZeroU64::new(first);
             self.settling.dirty.push_front((stream.id, first));
             if stream.cut.is_some() {
                 self.settling.note_release(stream.id, now_ms);
@@ -195,7 +196,10 @@ impl Shard {
     /// must keep the journal from being trimmed.
     fn forget_stale_dirty(&mut self) {
         while let Some((id, group)) = self.settling.dirty.front()
-            && self.streams.get(id).is_none_or(|entry| entry.ending || entry.dirty_since != Some(*group))
+            && self
+                .streams
+                .get(id)
+                .is_none_or(|entry| entry.ending || entry.dirty_since != NonZeroU64::new(*group))
         {
             self.settling.dirty.pop_front();
         }
@@ -278,7 +282,7 @@ impl Shard {
             let Some(id) = self.settling.releases.pop_due(now_ms) else { break };
             let Some(entry) = self.streams.get_mut(&id).filter(|entry| !entry.ending) else { continue };
             // Another checkpoint had it.
-            let Some(since) = entry.dirty_since else { continue };
+            let Some(since) = entry.dirty_since.map(NonZeroU64::get) else { continue };
             bytes += entry.unsettled_bytes();
             if bytes > fitting {
                 self.settling.note_release(id, now_ms);
