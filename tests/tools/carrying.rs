@@ -110,6 +110,12 @@ fn an_export_is_lines_of_json_that_other_programs_can_read() {
     server.terminate();
     let told = run(server.directory(), &["export", "--output", "all.ndjson"]);
     assert!(told.starts_with("48 streams, "), "{told}");
+    let before = crate::files(&server.directory().join("data"));
+    for inside in ["data/layout.json", "data/shard-00/all.ndjson"] {
+        let error = refused(server.directory(), &["export", "--output", inside]);
+        assert!(error.contains("is within the data directory"), "{error}");
+    }
+    assert_eq!(crate::files(&server.directory().join("data")), before);
     let text = fs::read_to_string(server.directory().join("all.ndjson")).unwrap();
     assert!(!server.directory().join("all.ndjson.part").exists());
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
