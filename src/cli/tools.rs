@@ -180,10 +180,12 @@ fn run_export(
     names: &[String],
     out: &mut dyn Write,
 ) -> Result<(), ToolError> {
-    let directory = DataDirectory::take(&place.path(config)?)?;
+    let root = place.path(config)?;
+    let directory = DataDirectory::take(&root)?;
     let Some(output) = output else {
         return export(&directory, names, out, &mut Bar::default()).map(drop);
     };
+    refuse_within(&root, output)?;
     // Whoever finds the file under its name finds all of it.
     let draft = with_suffix(output, ".part");
     let written = File::create(&draft).map_err(ToolError::Output).and_then(|file| {
@@ -199,6 +201,17 @@ fn run_export(
     })?;
     let line = format!("{} streams, {} bytes of content", exported.streams, exported.bytes);
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(ToolError::Output)
+}
+
+/// A file that is written must not take the place of one of the data directory.
+fn refuse_within(root: &Path, output: &Path) -> Result<(), ToolError> {
+    let dir = output.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    let [root, dir] = [root, dir].map(fs::canonicalize);
+    if dir.map_err(ToolError::Output)?.starts_with(root.map_err(ToolError::Output)?) {
+        let what = format!("{} is within the data directory", output.display());
+        return Err(ToolError::Conflict(what));
+    }
+    Ok(())
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -208,6 +208,9 @@ fn placed(mut state: StreamState, planned: &Planned) -> StreamState {
     for child in old {
         state.apply(&Event::Unpinned { child }, 0);
     }
+    // One that came without its forks lets go of it, too.
+    let earliest = state.earliest();
+    state.apply(&Event::Trimmed { earliest }, 0);
     state
 }
 

@@ -211,7 +211,8 @@ pub(super) struct Input {
 impl Input {
     /// Bytes of content of a stream.
     pub(super) fn bytes_of(&self, index: usize) -> u64 {
-        self.scan.streams[index].bytes
+        let content = &self.scan.streams[index].content;
+        content.end - content.start
     }
 
     /// Begins to read a stream again.

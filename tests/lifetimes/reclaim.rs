@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::retention::wait_for_disk;
 use super::*;
 
 const TTL: (&str, &str) = ("Stream-TTL", "10");
@@ -96,6 +97,31 @@ async fn the_disk_of_expired_streams_is_used_again() {
     // Each round writes 2 MiB of content, half of the rounds 16 MiB.
     let (half, end) = (used[ROUNDS / 2], used[ROUNDS - 1]);
     assert!(end < half + (8 << 20), "bytes on disk after each round: {used:?}");
+}
+
+#[tokio::test]
+async fn what_was_deleted_leaves_a_journal_that_an_older_stream_keeps() {
+    let mebibyte = "x".repeat(1 << 20);
+    for mode in [StorageMode::Acid, StorageMode::FileDurable] {
+        for is_restarted in [false, true] {
+            eprintln!("storage mode: {mode:?}, restarted: {is_restarted}");
+            let mut server = Server::start(mode, 1);
+            server.request("PUT", "older", &[], "kept").await.expect(201);
+            for number in 0..20 {
+                server.request("PUT", &format!("{number}"), &[], &mebibyte).await.expect(201);
+            }
+            for number in 0..20 {
+                server.request("DELETE", &format!("{number}"), &[], "").await.expect(204);
+            }
+            if is_restarted {
+                server = server.restarted().await;
+            }
+            assert!(disk_bytes(&server) > 20 << 20, "it leaves in its own time");
+            server.pass(Duration::from_secs(30));
+            wait_for_disk(&server, 8 << 20).await;
+            assert_eq!(server.get("older?offset=-1").await.text().await, "kept");
+        }
+    }
 }
 
 pub(super) fn disk_bytes(server: &Server) -> u64 {

@@ -257,7 +257,7 @@ async fn what_has_aged_frees_its_memory_without_traffic() {
     server.request("PUT", "c", &[], "x").await.expect(507);
 }
 
-async fn wait_for_disk(server: &Server, bytes_max: u64) {
+pub(super) async fn wait_for_disk(server: &Server, bytes_max: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let found = super::reclaim::disk_bytes(server);

@@ -42,7 +42,7 @@ fn what_was_exported_and_imported_is_the_same_in_every_mode_and_number_of_shards
             fs::remove_dir_all(target.directory().join("data")).unwrap();
             fs::write(target.directory().join("exported"), &exported).unwrap();
             let told = import_into(target.directory(), mode, shards, &["import", "exported"]);
-            assert_eq!(told, "44 streams added, 0 replaced, 0 skipped\n");
+            assert_eq!(told, "48 streams added, 0 replaced, 0 skipped\n");
             assert_eq!(run(target.directory(), &["verify"]).lines().count(), 1);
             // The second time over is the same text, but for the order of what has the same name.
             let again = run(target.directory(), &["export"]);
@@ -69,7 +69,7 @@ fn resharding_changes_nothing_that_a_client_sees_but_etags() {
         for shards in ["7", "2"] {
             let told = run(server.directory(), &["reshard", "--to", shards]);
             assert!(
-                told.starts_with(&format!("44 streams on {shards} shards; set storage.acid_shard_count")),
+                told.starts_with(&format!("48 streams on {shards} shards; set storage.acid_shard_count")),
                 "{told}"
             );
             assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
@@ -109,12 +109,18 @@ fn an_export_is_lines_of_json_that_other_programs_can_read() {
     fill(&server);
     server.terminate();
     let told = run(server.directory(), &["export", "--output", "all.ndjson"]);
-    assert!(told.starts_with("44 streams, "), "{told}");
+    assert!(told.starts_with("48 streams, "), "{told}");
+    let before = crate::files(&server.directory().join("data"));
+    for inside in ["data/layout.json", "data/shard-00/all.ndjson"] {
+        let error = refused(server.directory(), &["export", "--output", inside]);
+        assert!(error.contains("is within the data directory"), "{error}");
+    }
+    assert_eq!(crate::files(&server.directory().join("data")), before);
     let text = fs::read_to_string(server.directory().join("all.ndjson")).unwrap();
     assert!(!server.directory().join("all.ndjson.part").exists());
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0], serde_json::json!({"format": "durable-streams-export", "version": 1}));
-    assert_eq!(lines.last().unwrap()["end"]["streams"], 44);
+    assert_eq!(lines.last().unwrap()["end"]["streams"], 48);
     assert!(text.lines().all(|line| line.len() < 300_000));
     let messages = lines.iter().filter_map(|line| line["json"].as_array()).map(Vec::len).sum::<usize>();
     assert!(messages >= 300, "{messages}");
@@ -153,11 +159,11 @@ fn conflicts_are_left_out_refused_or_replaced_as_is_asked() {
     let files = crate::files(&data);
     for arguments in [&["import", "all"][..], &["import", "all", "--on-conflict", "fail"]] {
         let error = refused(server.directory(), arguments);
-        assert!(error.contains("43 streams of the input are there already"), "{error}");
+        assert!(error.contains("47 streams of the input are there already"), "{error}");
         assert_eq!(crate::files(&data), files);
     }
     let told = run(server.directory(), &["import", "all", "--on-conflict", "skip"]);
-    assert_eq!(told, "1 streams added, 0 replaced, 43 skipped\n");
+    assert_eq!(told, "1 streams added, 0 replaced, 47 skipped\n");
     run(server.directory(), &["verify"]);
     server.restart();
     let skipped = seen(&server);
@@ -166,7 +172,7 @@ fn conflicts_are_left_out_refused_or_replaced_as_is_asked() {
     );
     server.terminate();
     let told = run(server.directory(), &["import", "all", "--on-conflict", "replace"]);
-    assert_eq!(told, "0 streams added, 44 replaced, 0 skipped\n");
+    assert_eq!(told, "0 streams added, 48 replaced, 0 skipped\n");
     assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
     server.restart();
     assert_eq!(seen(&server), original);
@@ -212,6 +218,68 @@ fn a_fork_finds_its_source_where_that_is_the_same_and_is_refused_where_it_is_not
     fs::copy(server.directory().join("all"), other.directory().join("all")).unwrap();
     let error = refused(other.directory(), &["import", "all", "--on-conflict", "replace"]);
     assert!(error.contains("\"own\" is a fork of \"source\" at 10"), "{error}");
+}
+
+#[test]
+fn forks_of_a_source_that_retention_has_cut_find_it_and_a_source_without_its_forks_keeps_nothing_for_them() {
+    let mut server = start("acid", "3");
+    fill(&server);
+    let before = seen(&server);
+    server.terminate();
+    let directory = server.directory();
+    let header = |exported: &str| serde_json::from_str::<Value>(exported.lines().nth(1).unwrap()).unwrap();
+    run(directory, &["export", "--output", "family", "kept*"]);
+    run(directory, &["export", "--output", "source", "kept"]);
+    let target = tempfile::tempdir().unwrap();
+    for name in ["family", "source"] {
+        fs::copy(directory.join(name), target.path().join(name)).unwrap();
+    }
+    import_into(target.path(), "file-durable", "2", &["import", "source"]);
+    let alone = header(&run(target.path(), &["export"]));
+    let whole = header(&fs::read_to_string(directory.join("family")).unwrap());
+    let [alone, whole] = [&alone, &whole].map(|header| {
+        assert_eq!(header["stream"]["name"], "kept");
+        (
+            header["stream"]["start"].as_u64().unwrap(),
+            header["stream"]["retention"]["earliest"].as_u64().unwrap(),
+        )
+    });
+    assert!(whole.0 < whole.1, "its forks need more than its readers see: {whole:?}");
+    assert_eq!(alone, (whole.1, whole.1), "without them it keeps nothing for them");
+    // It lacks what the forks need, and is the same otherwise.
+    let error = refused(target.path(), &["import", "family", "--on-conflict", "skip"]);
+    assert!(error.contains("is a fork of \"kept\" at"), "{error}");
+    let told = run(target.path(), &["import", "family", "--on-conflict", "replace"]);
+    assert_eq!(told, "3 streams added, 1 replaced, 0 skipped\n");
+    // What is there is what they come with.
+    for (on_conflict, expected) in [
+        ("skip", "0 streams added, 0 replaced, 4 skipped\n"),
+        ("replace", "0 streams added, 4 replaced, 0 skipped\n"),
+    ] {
+        assert_eq!(run(target.path(), &["import", "family", "--on-conflict", on_conflict]), expected);
+        assert_eq!(run(target.path(), &["verify"]).lines().count(), 1);
+    }
+    assert_eq!(run(target.path(), &["export"]), fs::read_to_string(directory.join("family")).unwrap());
+    // A fork goes to a source that is there, and was cut as its own was.
+    server.restart();
+    for name in ["fork", "fork/of/fork"] {
+        let path = format!("/v1/stream/kept/{name}");
+        server.client().request("DELETE", &path, &[], b"").expect_status(204);
+    }
+    server.client().request("DELETE", "/v1/stream/kept/late", &[], b"").expect_status(204);
+    put(&mut server.client(), "kept/late", &[("Stream-Forked-From", "/v1/stream/kept")], b"");
+    server.terminate();
+    run(server.directory(), &["export", "--output", "late", "kept/late"]);
+    server.restart();
+    server.client().request("DELETE", "/v1/stream/kept/late", &[], b"").expect_status(204);
+    server.terminate();
+    let told = run(server.directory(), &["import", "late", "--on-conflict", "skip"]);
+    assert_eq!(told, "1 streams added, 0 replaced, 1 skipped\n");
+    assert_eq!(run(server.directory(), &["verify"]).lines().count(), 1);
+    server.restart();
+    assert_eq!(seen(&server)["kept"], before["kept"]);
+    let late = server.client().request("GET", "/v1/stream/kept/late?offset=-1", &[], b"").body;
+    assert_eq!(late, server.client().request("GET", "/v1/stream/kept?offset=-1", &[], b"").body);
 }
 
 #[test]

@@ -120,6 +120,17 @@ fn input_that_contradicts_itself_is_refused_with_the_line() {
     let forked = stream("b", &fork("a", 4, 4)).replace("\"start\":0,\"tail\":3", "\"start\":4,\"tail\":4");
     refuse(&[&stream("a", ""), abc, &forked], 2, 3, "it forks \"a\" at 4, which ends at 3");
     refuse(&[&stream("a", ""), abc, &stream("b", &fork("a", 2, 2))], 2, 3, "begins at 2");
+    // A source of which less is kept than a fork of it needs.
+    let cut = ",\"retention\":{\"max_bytes\":{\"limit\":1,\"asked\":true},\"earliest\":2,\"units\":[[2,0]]}";
+    let cut = stream("a", cut).replace("\"start\":0", "\"start\":2");
+    let forked = stream("b", &fork("a", 3, 3)).replace("\"start\":0", "\"start\":3");
+    let last = "{\"base64\":\"Yw==\"}";
+    refuse(
+        &[&cut, last, &forked],
+        2,
+        1,
+        "line 4 of the input: it needs \"a\" from 0 on, of which less is kept",
+    );
     refuse(
         &[&stream("a", ",\"closed_by\":{\"id\":\"p\",\"epoch\":0,\"seq\":0}"), abc],
         1,
@@ -150,12 +161,10 @@ fn input_that_contradicts_itself_is_refused_with_the_line() {
     refuse(&[&json_stream(4), "{\"json\":[1}"], 1, 4, "does not end with them");
     assert_eq!(files(&directory.join("data")), before);
     // All of these are refused for what they are, as the same without it is taken.
-    fs::write(
-        directory.join("input"),
-        sealed(&[&stream("a", ""), abc, &json_stream(2), "{\"json\":[1]}"], 2, 5),
-    )
-    .unwrap();
-    assert_eq!(run(directory, &["import", "input"]), "2 streams added, 0 replaced, 0 skipped\n");
+    let forked = forked.replace("\"sub_offset\"", "\"earliest\":2,\"sub_offset\"");
+    let taken = [&cut, last, &forked, &json_stream(2), "{\"json\":[1]}"];
+    fs::write(directory.join("input"), sealed(&taken, 3, 3)).unwrap();
+    assert_eq!(run(directory, &["import", "input"]), "3 streams added, 0 replaced, 0 skipped\n");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn looking_at_a_directory_changes_no_byte_of_it_even_if_the_server_was_killed() 
             std::fs::write(data.join("shard-01/journal-00000000000fffff.log.new"), b"draft").unwrap();
             let files_before = files(&data);
             let list = run(server.directory(), &["list"]);
-            assert_eq!(list.lines().count(), 45 - usize::from(true) + 1, "{list}");
+            assert_eq!(list.lines().count(), 49 - usize::from(true) + 1, "{list}");
             let verified = run(server.directory(), &["verify"]);
             assert!(verified.contains("segment-00000000000fffff.seg: of no use"), "{verified}");
             assert!(verified.ends_with(" 0 errors, 2 notes\n") || mode == "acid", "{verified}");
@@ -43,7 +43,7 @@ fn list_says_what_there_is_of_each_stream_sorted_by_name() {
     let list = run(server.directory(), &["list", "--json"]);
     let streams: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = streams.iter().map(|stream| stream["name"].as_str().unwrap()).collect();
-    assert!(names.is_sorted() && names.len() == 44, "{names:?}");
+    assert!(names.is_sorted() && names.len() == 48, "{names:?}");
     let of = |name: &str| &streams[names.iter().position(|known| *known == name).unwrap()];
     assert_eq!((&of("large")["tail"], &of("large")["closed"]), (&1_000_000.into(), &false.into()));
     assert_eq!(of("closed by a producer")["closed"], true);

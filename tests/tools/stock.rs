@@ -107,7 +107,31 @@ pub(crate) fn fill(server: &ServerProcess) {
         b"",
     );
     put(client, "json fork", &[from("/v1/stream/json")], b"[\"own\"]");
+    fill_kept(client);
     client.request("DELETE", &path("source"), &[], b"").expect_status(204);
+}
+
+/// A family that retention has cut: a source that was cut before and after it was forked, and is kept for that from the first
+/// cut on, a fork at its new beginning, a fork of a fork that gives up what it inherited, and one that is deleted.
+fn fill_kept(client: &mut Client) {
+    let bytes = |max: &'static str| ("Stream-Retention-Max-Bytes", max);
+    let from = |source: &'static str| ("Stream-Forked-From", source);
+    put(client, "kept", &[TEXT, bytes("100"), ("Stream-Retention-Max-Age", "864000")], b"");
+    let go_on = |client: &mut Client| {
+        for n in 0..30 {
+            post(client, "kept", &[TEXT], format!("{n:09} ").as_bytes()).expect_status(204);
+        }
+    };
+    go_on(client);
+    put(client, "kept/fork", &[from("/v1/stream/kept")], b"");
+    post(client, "kept/fork", &[TEXT], b"abc").expect_status(204);
+    put(client, "kept/fork/of/fork", &[from("/v1/stream/kept/fork"), bytes("4")], b"");
+    post(client, "kept/fork/of/fork", &[TEXT], b"defghi").expect_status(204);
+    post(client, "kept/fork/of/fork", &[TEXT], b"jk").expect_status(204);
+    put(client, "kept/gone", &[from("/v1/stream/kept/fork/of/fork")], b"");
+    go_on(client);
+    put(client, "kept/late", &[from("/v1/stream/kept"), ("Stream-Fork-Offset", "-1")], b"late");
+    client.request("DELETE", &path("kept/gone"), &[], b"").expect_status(204);
 }
 
 /// What a client sees of a stream, but for what differs between two incarnations.
@@ -118,7 +142,7 @@ pub(crate) struct Seen {
     content: Vec<u8>,
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 20] = [
     "empty",
     "large",
     "json",
@@ -133,6 +157,11 @@ const NAMES: [&str; 15] = [
     "fork/of/fork",
     "young",
     "json fork",
+    "kept",
+    "kept/fork",
+    "kept/fork/of/fork",
+    "kept/gone",
+    "kept/late",
     "none",
 ];
 
@@ -151,7 +180,16 @@ pub(crate) fn seen(server: &ServerProcess) -> BTreeMap<String, Seen> {
 
 fn see(client: &mut Client, name: &str) -> Seen {
     let head = client.request("HEAD", &path(name), &[], b"");
-    let told = ["content-type", "stream-next-offset", "stream-closed", "stream-ttl", "stream-expires-at"];
+    let told = [
+        "content-type",
+        "stream-next-offset",
+        "stream-closed",
+        "stream-ttl",
+        "stream-expires-at",
+        "stream-earliest-offset",
+        "stream-retention-max-age",
+        "stream-retention-max-bytes",
+    ];
     let is_told = |(key, value): &(String, String)| {
         let key = key.to_ascii_lowercase();
         told.contains(&key.as_str()).then(|| (key, value.clone()))

@@ -312,6 +312,9 @@ impl Shard {
         let Some(entry) = self.streams.get_mut(&id) else { return };
         let before = std::mem::replace(&mut entry.durable, durable);
         if before.exists && before.released < durable.released {
+            let unsettled = |released: u64| released.max(entry.settled);
+            let dead = unsettled(durable.released) - unsettled(before.released);
+            self.settling.note_dead(dead, self.shared.clock.now_ms());
             self.shared.quotas.release_bytes(durable.released - before.released);
             self.release(id);
         }
@@ -333,6 +336,7 @@ impl Shard {
         self.shared.quotas.release_streams(1);
         self.shared.quotas.release_bytes(entry.state.tail - entry.state.released());
         self.settling.recent_bytes -= entry.recent.len();
+        self.settling.note_dead(entry.unsettled_bytes(), self.shared.clock.now_ms());
         if let Some(fork) = &entry.state.fork {
             let unpin = ForkMail::Unpin { source: fork.source_ref, child: self.stream_ref(id) };
             self.mail_shard(fork.source_ref.shard.into(), unpin);

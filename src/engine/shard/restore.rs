@@ -58,6 +58,8 @@ impl Shard {
     }
 
     fn begin_work(&mut self) {
+        let unsettled = self.streams.values().map(|entry| entry.unsettled_bytes()).sum();
+        self.settling.note_alive(unsettled, self.shared.clock.now_ms());
         let ids: Vec<u64> = self.streams.keys().copied().collect();
         for &id in &ids {
             let entry = self.streams.get_mut(&id).expect("nothing is removed here");

@@ -40,8 +40,11 @@ const STALE_MAX: usize = 1024;
 
 /// How long after a cut the stream is settled if nothing else does it: until then its content takes disk. Milliseconds.
 const RELEASE_DELAY_MS: i64 = 30_000;
-/// Least time between two checkpoints that are made for cuts alone. Milliseconds.
+/// Least time between two checkpoints that are made to free disk alone. Milliseconds.
 const RELEASE_PAUSE_MS: i64 = 1_000;
+/// A journal of which most is dead, and so much, is settled after the same delay: one stream that is older than what is dead keeps
+/// all of that in it. Bytes.
+const DEAD_BYTES_MIN: u64 = 1 << 20;
 
 /// What waits to be settled.
 #[derive(Debug, Default)]
@@ -65,6 +68,10 @@ pub(super) struct Settling {
     kept: VecDeque<(u64, u64)>,
     /// Frames in the journal: the sum of `sizes`.
     journal_bytes: u64,
+    /// Content in the journal that is in a segment as well, or is needed by nobody. About: frames are more than their content.
+    dead_bytes: u64,
+    /// When that became most of the journal. Milliseconds since 1970.
+    mostly_dead_since_ms: Option<i64>,
     /// The last group of each journal file that the shard was opened with, oldest first.
     pub(super) journal_files: VecDeque<u64>,
     /// Content in RAM.
@@ -94,6 +101,10 @@ impl Settling {
         {
             self.sizes.pop_front();
             self.journal_bytes -= bytes;
+            self.dead_bytes = self.dead_bytes.saturating_sub(bytes);
+        }
+        if !self.is_mostly_dead() {
+            self.mostly_dead_since_ms = None;
         }
         while self.journal_files.front().is_some_and(|last| *last < before) {
             self.journal_files.pop_front();
@@ -105,12 +116,36 @@ impl Settling {
         self.releases.enter(id, now_ms.saturating_add(RELEASE_DELAY_MS));
     }
 
-    /// When a checkpoint is to be begun for what was released. `None` = nothing was, or it has to wait for another one.
+    /// So much of the journal's content is not needed there any more.
+    pub(super) fn note_dead(&mut self, bytes: u64, now_ms: i64) {
+        self.dead_bytes += bytes;
+        if self.mostly_dead_since_ms.is_none() && self.is_mostly_dead() {
+            self.mostly_dead_since_ms = Some(now_ms);
+        }
+    }
+
+    /// All of the journal was added again, and so much of its content is needed there.
+    pub(super) fn note_alive(&mut self, bytes: u64, now_ms: i64) {
+        self.note_dead(self.journal_bytes.saturating_sub(bytes), now_ms);
+    }
+
+    fn is_mostly_dead(&self) -> bool {
+        self.dead_bytes >= DEAD_BYTES_MIN && self.dead_bytes > self.journal_bytes / 2
+    }
+
+    /// When the journal is to be settled because most of it is dead. `None` = it is not, or nothing keeps it.
+    fn dead_due_ms(&self) -> Option<i64> {
+        let since_ms = self.mostly_dead_since_ms.filter(|_| self.is_mostly_dead() && !self.dirty.is_empty());
+        Some(since_ms?.saturating_add(RELEASE_DELAY_MS))
+    }
+
+    /// When a checkpoint is to be begun to free disk. `None` = there is nothing to free, or it has to wait for another one.
     pub(super) fn next_ms(&self) -> Option<i64> {
         if self.in_flight_since.is_some() {
             return None;
         }
-        Some(self.releases.next_ms()?.max(self.no_release_before_ms))
+        let due_ms = [self.releases.next_ms(), self.dead_due_ms()].into_iter().flatten().min()?;
+        Some(due_ms.max(self.no_release_before_ms))
     }
 
     /// Whether a checkpoint waits for a group.
@@ -160,6 +195,8 @@ impl Shard {
     pub(super) fn settle_later(&mut self, checkpoint: Checkpoint) {
         let Some(first) = self.settling.in_flight_since.take() else { return };
         let now_ms = self.shared.clock.now_ms();
+        let bytes = content_of(&checkpoint.streams);
+        self.settling.dead_bytes = self.settling.dead_bytes.saturating_sub(bytes);
         for stream in checkpoint.streams.into_iter().rev() {
             let Some(entry) = self.streams.get_mut(&stream.id).filter(|entry| !entry.ending) else {
                 continue;
@@ -218,16 +255,18 @@ impl Shard {
         room / SETTLED_PART_OF_ROOM / self.shared.mailboxes.len() as u64
     }
 
-    /// Hands streams to the settle thread if none are there: those that have waited longest, if the journal asks for it;
-    /// or those whose content was released a while ago.
+    /// Hands streams to the settle thread if none are there: those that have waited longest, if the journal asks for it, by its
+    /// size or because most of it is dead; or those whose content was released a while ago.
     fn begin_checkpoint(&mut self, group: u64) {
         if self.settling.in_flight_since.is_some() {
             return;
         }
         let now_ms = self.shared.clock.now_ms();
+        let is_due = |due_ms: Option<i64>| due_ms.is_some_and(|due_ms| due_ms <= now_ms);
+        let is_release_due = is_due(self.settling.next_ms());
         let is_journal_over = self.settling.journal_bytes > self.journal_budget()
-            || self.settling.journal_files.len() > JOURNAL_FILES_MAX;
-        let is_release_due = self.settling.next_ms().is_some_and(|due_ms| due_ms <= now_ms);
+            || self.settling.journal_files.len() > JOURNAL_FILES_MAX
+            || is_release_due && is_due(self.settling.dead_due_ms());
         if !is_journal_over && !is_release_due {
             return;
         }
@@ -246,6 +285,7 @@ impl Shard {
             return;
         }
         self.settling.in_flight_since = Some(first);
+        self.settling.note_dead(content_of(&streams), now_ms);
         if let Some(committer) = &self.committer {
             committer.settle(Checkpoint { streams, ..Checkpoint::default() });
         }
@@ -293,6 +333,11 @@ impl Shard {
         }
         (settled, first)
     }
+}
+
+/// Bytes of content that these settle.
+fn content_of(streams: &[StreamCheckpoint]) -> u64 {
+    streams.iter().map(|stream| stream.end - stream.start).sum()
 }
 
 /// The stream's part of a checkpoint as of the end of group number `group`.

@@ -13,6 +13,7 @@ use redb::{
 
 use super::Shard;
 use super::backend::CountingBackend;
+use super::page_log::PageLog;
 use super::rows::{JOURNAL_KEY_BYTES, next_value_bytes};
 use super::snapshot::DatabaseSnapshot;
 use super::tables::{
@@ -186,12 +187,18 @@ fn join_groups(
     Ok(groups.into_iter().map(|(seq, frames)| (seq, Bytes::from(frames))).collect())
 }
 
+/// What a database takes of its disk. There may be none of it.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) database: Option<Arc<dyn DiskFile>>,
+    pub(super) page_log: Option<Arc<PageLog>>,
+}
+
 /// The one writer of a shard's database. Dropping it closes the database.
 pub(super) struct ShardLog {
     shard: Arc<Shard>,
     database: Database,
-    /// The database's file, to see what it takes.
-    file: Option<Arc<dyn DiskFile>>,
+    files: Files,
     /// `None` where there is no such file, or nobody knows what its disk has free.
     reserve: Option<Reserve>,
     /// Keeps the data directory locked for as long as one of its databases is open.
@@ -221,7 +228,7 @@ impl ShardLog {
     pub(super) fn new(
         shard: Arc<Shard>,
         database: Database,
-        file: Option<Arc<dyn DiskFile>>,
+        files: Files,
         directory: Arc<DataDirectory>,
         two_phase_commit: bool,
         next_group: u64,
@@ -230,7 +237,7 @@ impl ShardLog {
         Self {
             shard,
             database,
-            file,
+            files,
             reserve: None,
             directory,
             two_phase_commit,
@@ -249,7 +256,7 @@ impl ShardLog {
 
     /// Bytes that the database file takes of its disk. `None` = there is no such file, or nobody can tell just now.
     fn file_bytes(&self) -> Option<u64> {
-        self.file.as_ref()?.allocated_bytes().ok()
+        self.files.database.as_ref()?.allocated_bytes().ok()
     }
 
     /// Runs `write`, unless an earlier one failed. Tells a full disk from other troubles.
@@ -380,6 +387,17 @@ impl ShardLog {
         Ok(())
     }
 
+    /// Page logs that take more than the database needs are what is left of busier times.
+    fn shorten_page_log(&mut self, needed: u64) -> Result<(), StorageError> {
+        let Some(page_log) = self.files.page_log.clone() else { return Ok(()) };
+        // Who cannot be asked now will be asked again.
+        if !page_log.disk_bytes().is_ok_and(|taken| taken > needed) {
+            return Ok(());
+        }
+        let failed = |source| StorageError::Io { context: "emptying the page log".to_owned(), source };
+        self.attempt(|_| page_log.give_back().map_err(failed))
+    }
+
     fn remove_stream(&mut self, tables: &mut CheckpointTables<'_>, id: u64) -> Result<(), StorageError> {
         const DOING: &str = "removing a stream";
         if let Some(record) = tables.streams.remove(id).map_err(failed(DOING))? {
@@ -432,14 +450,17 @@ impl CommitLog for ShardLog {
     fn reclaim(&mut self) -> Result<bool, StorageError> {
         let needed = self.usage.total().saturating_add(usage::FIXED_BYTES);
         let taken = self.file_bytes().unwrap_or(0);
-        if self.failed || needed > COMPACTED_BYTES_MAX || taken < needed.saturating_mul(2) + WASTE_BYTES_MAX {
+        if self.failed || needed > COMPACTED_BYTES_MAX {
             return Ok(false);
         }
-        if self.snapshot.strong_count() > 0 {
-            // redb refuses; later.
-            return Ok(true);
+        if taken >= needed.saturating_mul(2) + WASTE_BYTES_MAX {
+            if self.snapshot.strong_count() > 0 {
+                // redb refuses; later.
+                return Ok(true);
+            }
+            self.attempt(|log| log.database.compact().map_err(failed("compacting the database")))?;
         }
-        self.attempt(|log| log.database.compact().map_err(failed("compacting the database")))?;
+        self.shorten_page_log(needed)?;
         Ok(false)
     }
 

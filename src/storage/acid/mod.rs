@@ -62,7 +62,7 @@ pub use backend::{BackendFactory, IoCounters};
 pub(crate) use page_log::page_log_bytes;
 
 use self::backend::{CountingBackend, DiskBackend};
-use self::page_log::{Opened, PageLog};
+use self::page_log::{Handle, PageLog};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
 use super::reserve::{RESERVE_BYTES, RESERVE_FILE, Reserve};
@@ -290,24 +290,24 @@ impl AcidLog {
                 context: format!("making the backend of shard {}", shard.index),
                 source,
             })?;
-            return Ok(Below { backend: self.counted(made, shard), file: None, opened: Opened::default() });
+            return Ok(Below { backend: self.counted(made, shard), file: None, page_log: None });
         }
         let path = self.directory.shard_dir(shard.index).join(SHARD_FILE);
         self.make_file(shard, &path)?;
         let file = self.open_file(&path, OpenMode::Write)?;
         // Also at a start: the process before this one may have ended after a sync that failed, and nothing says so.
         file.drop_cache().map_err(self.directory.failed("flushing", &path))?;
-        let mut opened = Opened::default();
+        let mut page_log = None;
         let backend: Box<dyn redb::StorageBackend> = match &self.options.backend {
             // RAM has nothing to sync.
             Backend::InMemory => self.on_disk(Arc::clone(&file)),
             _ => {
-                let log = self.page_log(shard.index, Arc::clone(&file))?;
-                opened = log.opened();
-                Box::new(log)
+                let log = Arc::new(self.page_log(shard.index, Arc::clone(&file))?);
+                page_log = Some(Arc::clone(&log));
+                Box::new(Handle(log))
             }
         };
-        Ok(Below { backend: self.counted(backend, shard), file: Some(file), opened })
+        Ok(Below { backend: self.counted(backend, shard), file: Some(file), page_log })
     }
 }
 
@@ -324,16 +324,18 @@ impl Catalogs for AcidLog {
 
     fn open_catalog(&self, shard: usize) -> Result<OpenedCatalog, StorageError> {
         let shard = self.shard(shard)?;
-        let Below { backend, file, opened } = self.backend(shard)?;
+        let Below { backend, file, page_log } = self.backend(shard)?;
         shard.ran_out.store(false, Ordering::Relaxed);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
-        opened.set();
+        if let Some(log) = &page_log {
+            log.opened();
+        }
         let reserve = file.as_ref().and_then(|_| self.reserve(shard.index)).transpose()?;
         let log = log::ShardLog::new(
             Arc::clone(shard),
             database,
-            file,
+            log::Files { database: file, page_log },
             Arc::clone(&self.directory),
             self.options.two_phase_commit,
             found.recovered.next_group,
@@ -355,8 +357,8 @@ struct Below {
     backend: CountingBackend,
     /// Its file, if it has one.
     file: Option<Arc<dyn DiskFile>>,
-    /// To be told when it is open.
-    opened: Opened,
+    /// What stands before that, and is to be told when the database is open.
+    page_log: Option<Arc<PageLog>>,
 }
 
 /// What outlives the reopenings of one shard.

@@ -128,7 +128,9 @@ fn read(segments: &SegmentStore, stream: u64, positions: Range<u64>) -> Result<V
 fn database(acid: &AcidLog) -> Database {
     let below = acid.backend(&acid.shards[0]).unwrap();
     let database = log::open_database(0, below.backend, 1 << 20).unwrap();
-    below.opened.set();
+    if let Some(log) = &below.page_log {
+        log.opened();
+    }
     database
 }
 

@@ -1,6 +1,7 @@
 //! The first of two passes over an import: checks all of it, and notes where what is.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -14,7 +15,7 @@ use crate::stream::fork::StreamRef;
 use crate::stream::producer::ProducerState;
 use crate::stream::state::{Closure, StreamState};
 use crate::tools::image::Image;
-use crate::tools::notation::{Checksum, FORMAT, Line, Opening, StreamHeader, VERSION};
+use crate::tools::notation::{Checksum, FORMAT, Fork, Line, Opening, StreamHeader, VERSION};
 use crate::tools::{Progress, ToolError};
 
 /// A stream of the input.
@@ -28,7 +29,10 @@ pub(super) struct Found {
     pub(super) deleted: bool,
     /// Name of its source, and where it forks it.
     pub(super) fork: Option<(StreamName, u64)>,
-    pub(super) bytes: u64,
+    /// Positions of its content. What retention has cut is before them.
+    pub(super) content: Range<u64>,
+    /// First position that its forks may need.
+    earliest: u64,
     /// There is a stream of that name.
     pub(super) rival: Option<Rival>,
 }
@@ -174,7 +178,8 @@ impl Scanner<'_> {
             hash: 0,
             deleted: header.deleted,
             fork,
-            bytes: header.tail - header.start,
+            content: header.start..header.tail,
+            earliest: header.fork.as_ref().map_or(header.start, |fork| fork.earliest),
             rival,
         });
         let at = header.start;
@@ -185,9 +190,17 @@ impl Scanner<'_> {
     fn check_fork(&self, header: &StreamHeader, lines: &Lines) -> Result<(), ToolError> {
         let Some(fork) = &header.fork else { return Ok(()) };
         let source = &self.scan.streams[self.scan.by_name[fork.source.as_str()]];
-        let source_tail = source.fork.as_ref().map_or(0, |(_, point)| *point) + source.bytes;
-        if fork.point > source_tail {
-            let what = format!("it forks {:?} at {}, which ends at {source_tail}", fork.source, fork.point);
+        let Range { start, end } = source.content;
+        if fork.point > end {
+            let what = format!("it forks {:?} at {}, which ends at {end}", fork.source, fork.point);
+            return Err(lines.malformed(what));
+        }
+        // Of the source's own content, that is; the rest is its own source's.
+        let base = source.fork.as_ref().map_or(0, |(_, point)| *point);
+        let needs = fork.earliest.max(base);
+        if fork.earliest < source.earliest || needs < start.min(fork.point) {
+            let Fork { source: name, earliest, .. } = fork;
+            let what = format!("it needs {name:?} from {earliest} on, of which less is kept");
             return Err(lines.malformed(what));
         }
         Ok(())
@@ -202,12 +215,14 @@ impl Scanner<'_> {
         if there.state.content_type != *content_type || own != its || there.kept().start != header.start {
             return Some(Rival { stream, agree: 0, is_alike: false });
         }
+        // What retention has cut of both nobody needs.
         let agree = match own {
-            None => 0,
+            None => header.start,
             // What both inherit is as alike as those are that they inherit it from.
             Some((source, point)) => {
                 let source = self.scan.by_name.get(source).and_then(|index| self.scan.streams[*index].rival);
-                source.map_or(0, |source| source.agree).min(point)
+                let agree = source.map_or(0, |source| source.agree);
+                if agree < point { agree } else { header.start }
             }
         };
         Some(Rival { stream, agree, is_alike: true })
@@ -261,7 +276,7 @@ impl Scanner<'_> {
         }
         let found = &mut self.scan.streams[index];
         found.hash = hash.digest();
-        self.scan.bytes += found.bytes;
+        self.scan.bytes += found.content.end - found.content.start;
         Ok(())
     }
 }

@@ -20,6 +20,7 @@
 
 mod drain;
 mod format;
+mod handle;
 mod overlay;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use redb::StorageBackend;
 
 use self::drain::{Drain, Drained, Drainer};
 use self::format::{BLOCK_BYTES, Block, FIRST_RECORD, Header, Record};
+pub(super) use self::handle::Handle;
 use self::overlay::{Overlay, parts};
 use super::backend::DiskBackend;
 use crate::storage::disk::{self, Disk, DiskFile, OpenMode};
@@ -62,25 +64,10 @@ pub(super) struct PageLog {
     writer: Mutex<Writer>,
     drainer: Drainer,
     log_bytes: u64,
-    is_open: Opened,
-}
-
-/// Whether the database is open. Until it is, syncs do nothing.
-///
-/// What redb writes at an opening (a mark, repairs) it would write at the next one as well, and nobody was told anything. So it need
-/// not be durable before the first commit is, whose record has it, too. And thus an opening needs no room on the disk.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Opened(Arc<AtomicBool>);
-
-impl Opened {
-    /// It is open.
-    pub(super) fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
+    /// The database is open. Until it is, syncs do nothing: what redb writes at an opening (a mark, repairs) it would write at
+    /// the next one as well, and nobody was told anything. So it need not be durable before the first commit is, whose record has
+    /// it, too. And thus an opening needs no room on the disk.
+    is_open: AtomicBool,
 }
 
 /// What the thread that empties logs has to do with, too.
@@ -251,12 +238,12 @@ impl PageLog {
             let blocks: HashMap<_, _, ahash::RandomState> = other.blocks().cloned().collect();
             drainer.begin(Drain::new(blocks, Arc::clone(&other.log), writer.next_header(), log_bytes))?;
         }
-        Ok(Self { shared, writer: Mutex::new(writer), drainer, log_bytes, is_open: Opened::default() })
+        Ok(Self { shared, writer: Mutex::new(writer), drainer, log_bytes, is_open: AtomicBool::new(false) })
     }
 
-    /// To be told when the database is open.
-    pub(super) fn opened(&self) -> Opened {
-        self.is_open.clone()
+    /// The database is open.
+    pub(super) fn opened(&self) {
+        self.is_open.store(true, Ordering::Release);
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -456,7 +443,7 @@ impl StorageBackend for PageLog {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if !self.is_open.is_set() {
+        if !self.is_open.load(Ordering::Acquire) {
             return Ok(());
         }
         self.attempt(|writer| self.append_record(writer))

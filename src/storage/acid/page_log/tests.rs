@@ -27,7 +27,7 @@ impl Place {
 
     fn open(&self) -> io::Result<PageLog> {
         let log = PageLog::open(self.disk.clone(), Path::new(""), Arc::clone(&self.file), 3, LOG_SIZE)?;
-        log.opened().set();
+        log.opened();
         Ok(log)
     }
 
@@ -60,6 +60,7 @@ enum Call {
     /// At which page, where in it, and how many bytes.
     Write(usize, usize, usize),
     Sync,
+    GiveBack,
     Close,
     Crash,
 }
@@ -72,6 +73,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         20 => (0..100_usize, prop_oneof![4 => Just(0_usize), 1 => 0..4096_usize], size)
             .prop_map(|(page, at, len)| Call::Write(page, at, len)),
         8 => Just(Call::Sync),
+        1 => Just(Call::GiveBack),
         1 => Just(Call::Close),
         1 => Just(Call::Crash),
     ];
@@ -109,6 +111,7 @@ proptest! {
                     log.sync_data().unwrap();
                     (synced, unsure) = (now.clone(), vec![]);
                 }
+                Call::GiveBack => log.give_back().unwrap(),
                 Call::Close => {
                     log.sync_data().unwrap();
                     log.close().unwrap();
@@ -160,6 +163,28 @@ fn a_full_log_is_followed_by_the_other_one_and_is_used_again() {
     for page in 0..40 {
         let last = 160 + page;
         assert_eq!(read(&log, page * BLOCK_BYTES..page * BLOCK_BYTES + 1), [last as u8 + 1]);
+    }
+}
+
+#[test]
+fn logs_give_back_what_they_took_and_go_on() {
+    let place = Place::new();
+    let taken = || [0, 1].map(|index| place.log(index).len().unwrap());
+    let new = taken();
+    let log = place.open().unwrap();
+    log.set_len(40 * BLOCK_BYTES as u64).unwrap();
+    for round in 0..3 {
+        commit_pages(&log, 20 + 20 * round);
+        assert_ne!(taken(), new);
+        log.write(0, &[99; BLOCK_BYTES]).unwrap();
+        log.give_back().unwrap();
+        assert_eq!(taken(), new);
+        log.sync_data().unwrap();
+    }
+    drop(log);
+    let log = place.open().unwrap();
+    for (page, value) in [(0, 99), (19, 60), (39, 40)] {
+        assert_eq!(read(&log, page * BLOCK_BYTES..page * BLOCK_BYTES + 1), [value]);
     }
 }
 

@@ -102,6 +102,30 @@ fn a_compaction_gives_back_what_a_database_does_not_need_any_more() {
 }
 
 #[test]
+fn page_logs_that_take_more_than_the_database_become_as_short_as_they_were() {
+    let directory = tempfile::tempdir().unwrap();
+    let acid = in_files(&directory);
+    let logs = || ["pages-0.log", "pages-1.log"].map(|name| acid.directory.shard_dir(0).join(name));
+    let taken = || logs().map(|log| std::fs::metadata(directory.path().join(log)).unwrap().len());
+    let mut opened = acid.open(0).unwrap();
+    let new = taken();
+    for seq in 1..=700 {
+        opened.log.commit(&mut [group(seq, vec![7; 15_000])]).unwrap();
+    }
+    let full = taken();
+    assert!(full.iter().sum::<u64>() > 4 * MIB, "{full:?}");
+    reclaim(&mut *opened.log);
+    assert_eq!(taken(), full, "a database of that size may have them");
+    opened.log.commit(&mut [trimming(701)]).unwrap();
+    assert_eq!(taken(), full, "nobody empties them before there is time for it");
+    reclaim(&mut *opened.log);
+    assert_eq!(taken(), new);
+    opened.log.commit(&mut [group(702, "after")]).unwrap();
+    drop(opened);
+    assert_eq!(acid.open(0).unwrap().recovered.groups, [(702, "after".into())]);
+}
+
+#[test]
 fn a_database_that_is_large_or_well_used_is_not_compacted() {
     for (kept, trimmed) in [(34, 40), (8, 1), (1, 1), (0, 0)] {
         let acid = in_memory();

@@ -14,6 +14,7 @@ enum Step {
     /// At which page, where in it, and how many bytes.
     Write(usize, usize, usize),
     Sync,
+    GiveBack,
     Close,
     /// The power is cut within so many calls from now, at the latest by the next such step.
     Cut(u64),
@@ -30,6 +31,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => (0..100_usize, prop_oneof![4 => Just(0_usize), 1 => 0..4096_usize], size)
             .prop_map(|(page, at, len)| Step::Write(page, at, len)),
         10 => Just(Step::Sync),
+        1 => Just(Step::GiveBack),
         1 => Just(Step::Close),
         2 => prop_oneof![1 => Just(0_u64), 2 => 1..30_u64].prop_map(Step::Cut),
         1 => Just(Step::Full),
@@ -55,7 +57,7 @@ fn open(disk: &SimDisk) -> io::Result<PageLog> {
     let file = disk.open(Path::new(DATABASE), OpenMode::Write)?;
     file.drop_cache()?;
     let log = PageLog::open(Arc::new(disk.clone()), Path::new(""), file, 3, LOG_SIZE)?;
-    log.opened().set();
+    log.opened();
     Ok(log)
 }
 
@@ -101,6 +103,7 @@ impl World {
                 self.log.sync_data()?;
                 self.synced();
             }
+            Step::GiveBack => self.log.give_back()?,
             Step::Close => {
                 self.log.sync_data()?;
                 self.synced();
@@ -229,7 +232,7 @@ fn an_opening_writes_nothing_before_the_first_commit() {
         commit_page(&log, 0, value).unwrap();
     }
     assert_eq!(world.disk.calls(), calls);
-    log.opened().set();
+    log.opened();
     log.sync_data().unwrap();
     drop(log);
     assert_eq!(read(&open(&world.disk).unwrap(), 0..1), [99], "the first commit has it, too");
