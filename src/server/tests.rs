@@ -27,7 +27,7 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A bound that a test waits for; long enough for a busy machine to do in time what it should.
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(2);
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -405,7 +405,11 @@ fn drain_ends_idle_connections_and_waits_for_requests() {
     wait_for_end(&mut idle);
     wait_for_end(&mut silent);
     assert!(!server.gate.wait_until_empty(Duration::ZERO));
-    assert!(TcpStream::connect(server.address).is_err());
+    // Each core closes its listener when it gets to it.
+    let started = std::time::Instant::now();
+    while TcpStream::connect(server.address).is_ok() {
+        assert!(started.elapsed() < PATIENCE, "connections are still accepted");
+    }
 
     server.live.cancel();
     assert!(read_to_end(&mut waiting).starts_with("HTTP/1.1 204 "));
