@@ -39,6 +39,8 @@ const LONG: (&str, &str) = ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "60");
 /// where otherwise it would come back and learn it then.
 const ENDLESS: [(&str, &str); 2] =
     [("DS_SERVER__SSE_RECONNECT_INTERVAL_SECS", "0"), ("DS_SERVER__SSE_HEARTBEAT_SECS", "0")];
+/// Time until the end of a stream that a test waits for. Seconds; enough for a busy machine to do before what has to be done then.
+const SOON: u64 = 5;
 /// What must not come is waited for this long. A slow machine can only make a test that looks for it miss it.
 const SILENCE: Duration = Duration::from_millis(40);
 
@@ -125,6 +127,18 @@ fn current_interval() -> u64 {
 fn in_seconds(seconds: u64) -> String {
     let instant = time::OffsetDateTime::now_utc() + Duration::from_secs(seconds);
     instant.format(&time::format_description::well_known::Rfc3339).expect("the year has four digits")
+}
+
+/// Returns when both cores have done everything that either of them knew of before.
+fn wait_for_cores(server: &ServerProcess) {
+    const NAMES: usize = 16;
+    let mut client = server.client();
+    // Among so many names there are some on each core, and none of them is a stream. In the second round a core has done what the
+    // other one handed on to it in the first.
+    for number in 0..2 * NAMES {
+        let name = path(&format!("absent-{}", number % NAMES));
+        client.request("HEAD", &name, &[], b"").expect_status(404);
+    }
 }
 
 /// Makes sure that the server sends nothing for a while: whoever waits, waits.

@@ -234,6 +234,17 @@ impl Connection {
         self.read_response(method)
     }
 
+    /// Sends a GET that is going to wait for its answer, behind another one that is answered with 200 at once. Both are one
+    /// write: a server that has answered the first one has read the second as well, and begins with it before it does anything
+    /// else for this connection, such as closing it.
+    pub(crate) fn begin_wait(&mut self, at_once: &str, waiting: &str) -> io::Result<()> {
+        let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", self.authority);
+        let heads = head(at_once) + &head(waiting);
+        self.send_raw(heads.as_bytes())?;
+        self.read_response("GET")?.expect_status(200);
+        Ok(())
+    }
+
     /// Reads one answer to a request with `method`, body included. Interim (1xx) answers are skipped.
     pub(crate) fn read_response(&mut self, method: &str) -> io::Result<Response> {
         let mut head = self.read_head(method)?;
