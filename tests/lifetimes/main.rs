@@ -232,12 +232,11 @@ fn files_at_one_moment(root: &Path) -> Files {
     let deadline = Instant::now() + PATIENCE;
     let mut before = None;
     loop {
-        let now = files(root, Path::new("")).ok();
-        if now.is_some() && now == before {
-            return now.expect("this was asked for");
+        match files(root, Path::new("")) {
+            Ok(now) if before.as_ref() == Some(&now) => return now,
+            now => before = now.ok(),
         }
         assert!(Instant::now() < deadline, "the server never rests");
-        before = now;
     }
 }
 
