@@ -31,7 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use support::ServerProcess;
 use support::dice::Dice;
 use support::ending::RaiseOnDrop;
-use support::http::{Connection, PATIENCE, Response};
+use support::http::{Connection, PATIENCE, Response, uninterrupted};
 
 /// Longer than any test waits for its reader to be woken, so that a wait never ends by itself.
 const LONG: (&str, &str) = ("DS_SERVER__LONG_POLL_TIMEOUT_SECS", "60");
@@ -146,7 +146,7 @@ fn wait_for_cores(server: &ServerProcess) {
 fn assert_silent(connection: &Connection) {
     let socket = connection.socket();
     socket.set_read_timeout(Some(SILENCE)).expect("the timeout is not zero");
-    let seen = socket.peek(&mut [0]);
+    let seen = uninterrupted(|| socket.peek(&mut [0]));
     socket.set_read_timeout(Some(PATIENCE)).expect("the timeout is not zero");
     match seen {
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}

@@ -13,6 +13,16 @@ use super::tls;
 /// How long a test waits for bytes before it fails instead of hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Repeats a read that was interrupted. One with a timeout is not taken up again by the system after the process stood still.
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A plain or encrypted byte stream.
 pub(crate) trait Wire: Read + Write + Send {
     /// The socket below, for timeouts and half-closing.
@@ -301,8 +311,8 @@ impl Connection {
 
     /// True if the server closed the connection and sent nothing more; waits for that.
     pub(crate) fn is_closed_by_server(&mut self) -> bool {
-        match self.wire.fill_buf() {
-            Ok(bytes) => bytes.is_empty(),
+        match uninterrupted(|| self.wire.fill_buf().map(<[u8]>::is_empty)) {
+            Ok(is_at_end) => is_at_end,
             Err(error) => matches!(
                 error.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
@@ -343,7 +353,7 @@ impl Connection {
 
     fn read_available(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut piece = vec![0; usize::try_from(most.min(64 * 1024)).expect("64 KiB fit")];
-        let count = self.wire.read(&mut piece)?;
+        let count = uninterrupted(|| self.wire.read(&mut piece))?;
         piece.truncate(count);
         Ok(piece)
     }
