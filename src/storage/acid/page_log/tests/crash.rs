@@ -308,3 +308,24 @@ fn what_the_database_gave_up_at_its_end_does_not_come_back_when_it_grows_again()
     assert!(found[..5 * BLOCK_BYTES] == [7; 5 * BLOCK_BYTES]);
     assert!(found[5 * BLOCK_BYTES..] == [0; 15 * BLOCK_BYTES], "redb takes its new end for zeros");
 }
+
+#[test]
+fn a_log_that_became_too_long_is_whole_or_begun_anew_wherever_the_power_is_cut() {
+    const PAGES: usize = 140;
+    for (call, seed) in (1..=12).flat_map(|call| (0..8).map(move |seed| (call, seed))) {
+        let World { disk, mut dice, log, .. } = World::new(seed);
+        log.set_len((PAGES * BLOCK_BYTES) as u64).unwrap();
+        commit_page(&log, 0, 1).unwrap();
+        // One record, so large that its log is made shorter when it is begun anew.
+        for page in 0..PAGES {
+            log.write((page * BLOCK_BYTES) as u64, &[2; BLOCK_BYTES]).unwrap();
+        }
+        log.sync_data().unwrap();
+        disk.cut_at(CutPoint { count: Count::Calls, number: disk.calls() + call, moment: Moment::Before });
+        // Somewhere in this the disk stops, or behind it.
+        let _ = log.close();
+        let style = Style::draw(&mut dice);
+        let log = open(&disk.power_cut(&mut dice, style)).unwrap();
+        assert!(read(&log, 0..PAGES * BLOCK_BYTES) == [2; PAGES * BLOCK_BYTES], "call {call}, {style}");
+    }
+}
