@@ -329,3 +329,19 @@ fn a_log_that_became_too_long_is_whole_or_begun_anew_wherever_the_power_is_cut()
         assert!(read(&log, 0..PAGES * BLOCK_BYTES) == [2; PAGES * BLOCK_BYTES], "call {call}, {style}");
     }
 }
+
+#[test]
+fn each_commit_looks_how_much_room_there_is() {
+    let World { disk, log, .. } = World::new(1);
+    log.set_len(40 * BLOCK_BYTES as u64).unwrap();
+    let is_in_a_log = |page: usize| {
+        commit_page(&log, 39, 1).unwrap();
+        log.write((page * BLOCK_BYTES) as u64, &[2; BLOCK_BYTES]).unwrap();
+        log.shared.pages().overlay.get(page as u64).is_some()
+    };
+    assert!(is_in_a_log(1));
+    disk.set_capacity(Some(disk.used_bytes() + (1 << 20)));
+    assert!(!is_in_a_log(2), "it goes into the file at once");
+    disk.set_capacity(None);
+    assert!(is_in_a_log(3));
+}
