@@ -226,7 +226,7 @@ fn deletion_ends_a_wait_with_404_and_with_forks_410() {
 
 #[test]
 fn expiry_ends_a_wait_with_404_and_with_forks_410() {
-    in_each_mode(&[LONG], |server| {
+    in_each_mode_at_once(&[LONG], |server| {
         let soon = ("Stream-Expires-At", &*in_seconds(SOON));
         create(server, "s", &[TEXT, soon], "content");
         create(server, "source", &[TEXT, soon], "content");

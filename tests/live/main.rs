@@ -49,11 +49,23 @@ const JSON: (&str, &str) = ("Content-Type", "application/json");
 const BINARY: (&str, &str) = ("Content-Type", "application/octet-stream");
 const CLOSED: (&str, &str) = ("Stream-Closed", "true");
 
+const MODES: [&str; 3] = ["memory", "file-durable", "acid"];
+
 /// Runs a test against a fresh server in each storage mode.
 fn in_each_mode(settings: &[(&str, &str)], test: impl Fn(&ServerProcess)) {
-    for mode in ["memory", "file-durable", "acid"] {
+    for mode in MODES {
         test(&start(mode, settings));
     }
+}
+
+/// The same in all of them at one time, for tests that mostly wait.
+fn in_each_mode_at_once(settings: &[(&str, &str)], test: impl Fn(&ServerProcess) + Sync) {
+    std::thread::scope(|threads| {
+        for mode in MODES {
+            let test = &test;
+            threads.spawn(move || test(&start(mode, settings)));
+        }
+    });
 }
 
 fn start(mode: &str, settings: &[(&str, &str)]) -> ServerProcess {
