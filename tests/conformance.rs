@@ -1,7 +1,8 @@
 //! The public conformance suite against the real binary: every test of the base protocol, in every storage mode that
 //! exists, with one, two and five shards.
 //!
-//! The suite's expiry tests tolerate about half a second, so the runs take turns instead of sharing the processor.
+//! The suite's expiry tests tolerate about half a second, so the runs take turns instead of sharing the processor; and where one
+//! fails all the same, it is run again with nothing but the others that did.
 
 mod support;
 
@@ -17,6 +18,12 @@ use tempfile::TempDir;
 
 /// Tests of suite 0.3.6 without its six for subscriptions.
 const TESTS_OF_THE_BASE_PROTOCOL: u64 = 332;
+
+/// How the names of tests begin whose outcome is chance if the processor is elsewhere for half a second.
+const TIMED: [&str; 2] = ["TTL Expiration Behavior ", "Fork - TTL and Expiry "];
+
+/// How often such a test is run at most.
+const ATTEMPTS: usize = 5;
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -102,29 +109,78 @@ fn environment<'a>(mode: &'a str, shards: &'a str) -> Vec<(&'a str, &'a str)> {
 fn passes_the_public_suite(server: &ServerProcess, environment: &[(&str, &str)]) {
     let suite = suite_directory();
     install(&suite);
+    let report = report_of(&suite, server, environment, None);
+    let mut failures = failures_in(&report);
+    let all = tests_run(&report);
+    for _ in 1..ATTEMPTS {
+        if failures.is_empty() || !failures.iter().all(Failure::is_of_timed_test) {
+            break;
+        }
+        eprintln!("again, as the processor may have been elsewhere:\n{}", texts_of(&failures));
+        let names: Vec<String> = failures.iter().map(Failure::pattern).collect();
+        let report = report_of(&suite, server, environment, Some(&names.join("|")));
+        assert!(tests_run(&report) >= names.len() as u64, "there are no tests {names:?}");
+        failures = failures_in(&report);
+    }
+    assert!(failures.is_empty(), "{} failed of {all}:\n{}", failures.len(), texts_of(&failures));
+    assert_eq!(all, TESTS_OF_THE_BASE_PROTOCOL);
+}
+
+/// Runs all tests, or those whose names match a regular expression, and returns what the runner says of them.
+fn report_of(
+    suite: &Path,
+    server: &ServerProcess,
+    environment: &[(&str, &str)],
+    pattern: Option<&str>,
+) -> Value {
     let report_directory = TempDir::new().expect("a temporary directory can be made");
     let report_path = report_directory.path().join("report.json");
     let mut command = Command::new("node");
     command
-        .current_dir(&suite)
+        .current_dir(suite)
         .arg(Path::new("node_modules").join("vitest").join("vitest.mjs"))
         .args(["run", "--no-coverage", "--reporter=json"])
         .arg(format!("--outputFile={}", report_path.display()))
+        .args(pattern.map(|pattern| format!("--testNamePattern={pattern}")))
         .env("CONFORMANCE_TEST_URL", server.url())
         .env("CONFORMANCE_SUBSCRIPTIONS", "0")
         .envs(environment.iter().copied());
     let output = run(&mut command);
     let report = fs::read(&report_path)
         .unwrap_or_else(|error| panic!("the suite left no report ({error}):\n{}", text_of(&output)));
-    let report: Value = serde_json::from_slice(&report).expect("the report is JSON");
-    let passed = report["numPassedTests"].as_u64().expect("the report counts passed tests");
-    let failures = failures_in(&report);
-    assert!(failures.is_empty(), "{passed} passed, {} failed:\n{}", failures.len(), failures.join("\n"));
-    assert_eq!(passed, TESTS_OF_THE_BASE_PROTOCOL, "{}", text_of(&output));
+    serde_json::from_slice(&report)
+        .unwrap_or_else(|error| panic!("the report is no JSON ({error}):\n{}", text_of(&output)))
 }
 
-/// Name and reason of every test that ran and did not pass, and of every file that could not run.
-fn failures_in(report: &Value) -> Vec<String> {
+fn tests_run(report: &Value) -> u64 {
+    let count = |name: &str| report[name].as_u64().expect("the report counts tests");
+    count("numPassedTests") + count("numFailedTests")
+}
+
+/// A test that ran and did not pass, or a file that could not run.
+struct Failure {
+    name: String,
+    reason: String,
+}
+
+impl Failure {
+    fn is_of_timed_test(&self) -> bool {
+        TIMED.iter().any(|begin| self.name.starts_with(begin))
+    }
+
+    /// A regular expression for the name.
+    fn pattern(&self) -> String {
+        let escaped =
+            |c: char| if c.is_alphanumeric() || c == ' ' { format!("{c}") } else { format!("\\{c}") };
+        self.name.chars().map(escaped).collect()
+    }
+}
+
+fn texts_of(failures: &[Failure]) -> String {
+    failures.iter().map(|Failure { name, reason }| format!("- {name}\n    {reason}\n")).collect()
+}
+
+fn failures_in(report: &Value) -> Vec<Failure> {
     let mut failures = Vec::new();
     for file in report["testResults"].as_array().expect("the report lists files") {
         let tests = file["assertionResults"].as_array().expect("the report lists tests");
@@ -133,10 +189,10 @@ fn failures_in(report: &Value) -> Vec<String> {
             let reason: Vec<&str> =
                 message.lines().take_while(|line| !line.trim_start().starts_with("at ")).collect();
             let name = test["fullName"].as_str().unwrap_or_default();
-            failures.push(format!("- {name}\n    {}", reason.join("\n    ")));
+            failures.push(Failure { name: name.to_owned(), reason: reason.join("\n    ") });
         }
         if file["status"] == "failed" && failures.is_empty() {
-            failures.push(format!("- {}: {}", file["name"], file["message"]));
+            failures.push(Failure { name: file["name"].to_string(), reason: file["message"].to_string() });
         }
     }
     failures

@@ -9,7 +9,7 @@ mod disk;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use disk::Disks;
 use durable_streams_server::config::Config;
@@ -22,6 +22,9 @@ use futures_util::future::join_all;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHARDS: usize = 2;
+/// Bounds of what a sync takes while writers race.
+const SYNC_MIN: Duration = Duration::from_millis(4);
+const SYNC_MAX: Duration = Duration::from_millis(200);
 
 struct Machine {
     disks: Disks,
@@ -109,8 +112,10 @@ async fn sixty_four_writers_need_at_most_a_quarter_of_a_sync_per_append(machine:
     const APPENDS: usize = 20;
     let names: Vec<String> = (0..WRITERS).map(|writer| format!("stream-{}", writer / 2)).collect();
     join_all(names.iter().map(|name| machine.create(name))).await;
-    // As on a disk, others come while one is being served.
-    machine.disks.slow_down(Duration::from_millis(4));
+    // As on a disk, others come while one is being served; as many of them on a machine that is slow or busy.
+    let begin = Instant::now();
+    join_all(names.iter().map(|name| machine.append(name))).await;
+    machine.disks.slow_down(begin.elapsed().clamp(SYNC_MIN, SYNC_MAX));
     let before = machine.syncs();
     let writers = names.iter().map(|name| async move {
         for _ in 0..APPENDS {

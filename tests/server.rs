@@ -7,6 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use durable_streams_server::config::Config;
@@ -14,13 +15,16 @@ use durable_streams_server::server::{Server, ServerError};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
-use support::http::{Connection, Origin, PATIENCE};
+use support::http::{Connection, Origin, PATIENCE, uninterrupted};
 use support::port::HeldPort;
 use support::sse::EventStream;
 use support::tls::write_certificate;
 use support::{ServerProcess, path_text, server_command};
 
 const MEBIBYTE: usize = 1024 * 1024;
+
+/// A bound that a test waits for. Seconds; enough for clients on a busy machine that do what they should in time.
+const SOON: &str = "3";
 
 fn connect(server: &ServerProcess) -> Connection {
     server.origin().connect().expect("the server accepts connections")
@@ -51,6 +55,8 @@ fn keep_trying<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
             return outcome;
         }
         assert!(Instant::now() < deadline, "{what}");
+        // Others may need the processor for it.
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -109,7 +115,7 @@ fn head_that_is_too_large_is_answered_431_and_others_are_served() {
 
 #[test]
 fn slow_head_is_cut_and_others_are_served() {
-    let server = ServerProcess::start(&[("DS_LIMITS__REQUEST_HEADER_TIMEOUT_SECS", "1")]);
+    let server = ServerProcess::start(&[("DS_LIMITS__REQUEST_HEADER_TIMEOUT_SECS", SOON)]);
     let mut silent = connect(&server);
     let mut slow = send(&server, "GET /v1/stream/a HTTP/1.1\r\nHost: a\r\n");
     assert!(silent.is_closed_by_server());
@@ -190,8 +196,8 @@ fn connection_above_the_limit_is_answered_503() {
 #[test]
 fn idle_connection_is_closed_and_a_live_one_is_not() {
     let server = ServerProcess::start(&[
-        ("DS_LIMITS__IDLE_TIMEOUT_SECS", "1"),
-        ("DS_LIMITS__REQUEST_HEADER_TIMEOUT_SECS", "1"),
+        ("DS_LIMITS__IDLE_TIMEOUT_SECS", SOON),
+        ("DS_LIMITS__REQUEST_HEADER_TIMEOUT_SECS", SOON),
     ]);
     create(&server, "/v1/stream/a");
     let mut live = EventStream::open(server.origin(), "/v1/stream/a?offset=-1&live=sse", &[])
@@ -449,11 +455,12 @@ fn location_of_a_stream_created_over_tls_begins_with_https() {
 
 #[test]
 fn handshake_that_is_never_finished_is_cut_and_others_are_served() {
-    let (server, _directory) = start_with_tls(&[("DS_TLS__HANDSHAKE_TIMEOUT_SECS", "1")]);
+    let (server, _directory) = start_with_tls(&[("DS_TLS__HANDSHAKE_TIMEOUT_SECS", SOON)]);
     let mut silent = TcpStream::connect(&server.origin().authority).expect("the server accepts connections");
     silent.set_read_timeout(Some(PATIENCE)).expect("a socket has a timeout");
     assert_serves(&server);
-    assert_eq!(silent.read(&mut [0; 16]).expect("the server closes in order"), 0);
+    let read = uninterrupted(|| silent.read(&mut [0; 16]));
+    assert_eq!(read.expect("the server closes in order"), 0);
     assert_serves(&server);
 }
 
@@ -472,7 +479,8 @@ fn embedded_server_starts_and_stops() {
     let origin = Origin::parse(&server.url(), None);
     origin.client().request("GET", "/readyz", &[], b"").expect_status(200);
     server.shutdown();
-    TcpStream::connect(address).expect_err("nobody listens any more");
+    // A child that another test starts has this process's sockets until it is the program that it is to be.
+    keep_trying("somebody still listens", || TcpStream::connect(address).err());
 }
 
 #[test]
@@ -508,7 +516,7 @@ fn a_server_says_what_it_waits_for_while_storage_is_being_opened() {
     let held = HeldPort::any();
     let port = held.number();
     server.set("DS_SERVER__PORT", &port.to_string());
-    let opener = std::thread::spawn({
+    let opener = thread::spawn({
         let origin = Origin::parse(&format!("http://127.0.0.1:{port}"), None);
         move || {
             let ask = |method: &str, path: &str| {

@@ -27,7 +27,7 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A bound that a test waits for; long enough for a busy machine to do in time what it should.
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(2);
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -179,8 +179,8 @@ fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut answer = String::new();
     let mut byte = [0];
     while !answer.ends_with(end) {
-        let count = stream.read(&mut byte).unwrap();
-        assert_ne!(count, 0, "closed after {answer:?}");
+        // Unlike a plain read, this one goes on if the process stood still meanwhile.
+        stream.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} after {answer:?}"));
         answer.push(char::from(byte[0]));
     }
     answer
@@ -194,6 +194,7 @@ fn wait_for_end(stream: &mut TcpStream) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => panic!("the server does not end the connection: {error}"),
         }
     }
@@ -405,7 +406,11 @@ fn drain_ends_idle_connections_and_waits_for_requests() {
     wait_for_end(&mut idle);
     wait_for_end(&mut silent);
     assert!(!server.gate.wait_until_empty(Duration::ZERO));
-    assert!(TcpStream::connect(server.address).is_err());
+    // Each core closes its listener when it gets to it.
+    let started = std::time::Instant::now();
+    while TcpStream::connect(server.address).is_ok() {
+        assert!(started.elapsed() < PATIENCE, "connections are still accepted");
+    }
 
     server.live.cancel();
     assert!(read_to_end(&mut waiting).starts_with("HTTP/1.1 204 "));

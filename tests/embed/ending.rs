@@ -24,7 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::support::http::Origin;
 use super::support::sse::EventStream;
-use super::{SHARDS, STORES, config, host_runtimes, may_start_stores, send, wait_until};
+use super::{SHARDS, STORES, config, host_runtimes, may_start_children, may_start_stores, send, wait_until};
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
 
@@ -173,6 +173,7 @@ fn open_if_free(config: &Config) -> Option<AcidStorage> {
 #[test]
 fn a_data_directory_is_free_once_its_store_is_gone() {
     let _stores = may_start_stores();
+    let _children = may_start_children();
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let mut config = config();
     config.storage.data_dir = directory.path().join("data");

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::support::http::{Client, Origin};
 use super::support::sse::EventStream;
-use super::wait_until;
+use super::{may_start_children, wait_until};
 
 const TEXT: (&str, &str) = ("Content-Type", "text/plain");
 const FEED: &str = "/api/streams/news/today";
@@ -22,6 +22,7 @@ fn binary() -> PathBuf {
         if profile.ends_with("release") {
             build.arg("--release");
         }
+        let _may_start = may_start_children();
         assert!(build.status().expect("Cargo can be started").success(), "the example cannot be built");
     }
     binary
@@ -42,15 +43,16 @@ impl Example {
                 command.env_remove(name);
             }
         }
-        let mut child = command
+        command
             .arg("0")
             .current_dir(directory)
             .env("DS_STORAGE__MODE", "acid")
             .env("DS_STORAGE__ACID_SHARD_COUNT", "2")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the example can be started");
+            .stdout(Stdio::piped());
+        let may_start = may_start_children();
+        let mut child = command.spawn().expect("the example can be started");
+        drop(may_start);
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let mut line = String::new();
         stdout.read_line(&mut line).expect("it prints text");
@@ -61,6 +63,7 @@ impl Example {
 
     fn interrupt(&self) {
         let command = format!("kill -INT {}", self.child.id());
+        let _may_start = may_start_children();
         assert!(Command::new("sh").args(["-c", &command]).status().expect("sh is there").success());
     }
 
@@ -138,7 +141,7 @@ fn ctrl_c_ends_live_reads_and_keeps_what_was_acknowledged() {
     let mut client = example.client();
     client.request("PUT", FEED, &[TEXT], b"kept").expect_status(201);
     let mut waiting = example.origin.connect().expect("the example accepts connections");
-    waiting.send_request("GET", &format!("{FEED}?offset=now&live=long-poll"), &[], b"").unwrap();
+    waiting.begin_wait("/api/streams/readyz", &format!("{FEED}?offset=now&live=long-poll")).unwrap();
     let mut tail = example.tail(&format!("{FEED}?offset=now&live=sse"));
     assert_eq!(tail.next_message().unwrap().expect("it says where it is").0, "control");
 

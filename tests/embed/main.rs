@@ -11,7 +11,7 @@ mod nesting;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,14 @@ const SHARDS: usize = 2;
 
 /// Held for reading by tests that start stores, and for writing by the one that counts their threads.
 static STORES: RwLock<()> = RwLock::new(());
+
+/// Held by whoever starts a child, until it is the program that it is to be: up to then it has the locks of this process, too. And
+/// by the test that looks when they are released.
+static CHILDREN: Mutex<()> = Mutex::new(());
+
+fn may_start_children() -> MutexGuard<'static, ()> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn may_start_stores() -> RwLockReadGuard<'static, ()> {
     STORES.read().unwrap_or_else(PoisonError::into_inner)

@@ -17,8 +17,10 @@ mod renewal;
 mod restart;
 mod retention;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -102,11 +104,15 @@ impl Server {
         Self::open(config, directory, clock)
     }
 
-    /// Another server on a copy of what the files hold at this moment: what a process finds whose predecessor was
-    /// killed now. Everything that was answered has to be in there.
+    /// Another server on a copy of what the files hold at some moment from now on: what a process finds whose predecessor was
+    /// killed then. Everything that was answered has to be in there.
     fn as_after_a_crash(&self) -> Self {
         let directory = TempDir::new().expect("a temporary directory can be made");
-        copy_directory(&self.directory.path().join("data"), &directory.path().join("data"));
+        for (path, content) in files_at_one_moment(&self.directory.path().join("data")) {
+            let path = directory.path().join("data").join(path);
+            fs::create_dir_all(path.parent().expect("it is in the copy")).expect("the copy can be made");
+            fs::write(path, content).expect("the copy can be made");
+        }
         Self::open(self.config.clone(), directory, self.clock.clone())
     }
 
@@ -218,15 +224,36 @@ async fn in_each_mode(test: impl AsyncFn(Server)) {
     }
 }
 
-fn copy_directory(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("the copy can be made");
-    for entry in fs::read_dir(from).expect("the directory can be read") {
-        let entry = entry.expect("the directory can be read");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("an entry has a type").is_dir() {
-            copy_directory(&entry.path(), &target);
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// All files below a directory, which the server may be working on: read twice with the same outcome, they were like that in
+/// between.
+fn files_at_one_moment(root: &Path) -> Files {
+    let deadline = Instant::now() + PATIENCE;
+    let mut before = None;
+    loop {
+        match files(root, Path::new("")) {
+            Ok(now) if before.as_ref() == Some(&now) => return now,
+            now => before = now.ok(),
+        }
+        assert!(Instant::now() < deadline, "the server never rests");
+    }
+}
+
+/// All files below a directory of `root`, by their paths below `root`.
+///
+/// # Errors
+/// One of them was removed meanwhile.
+fn files(root: &Path, directory: &Path) -> io::Result<Files> {
+    let mut found = Files::new();
+    for entry in fs::read_dir(root.join(directory))? {
+        let entry = entry?;
+        let path = directory.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            found.append(&mut files(root, &path)?);
         } else {
-            fs::copy(entry.path(), target).expect("the file can be copied");
+            found.insert(path.clone(), fs::read(root.join(path))?);
         }
     }
+    Ok(found)
 }

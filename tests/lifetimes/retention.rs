@@ -2,6 +2,7 @@
 
 use durable_streams_server::engine::api::LiveEvent;
 
+use super::reclaim::wait_for_disk;
 use super::*;
 
 const HOUR: (&str, &str) = ("Stream-Retention-Max-Age", "3600");
@@ -255,18 +256,6 @@ async fn what_has_aged_frees_its_memory_without_traffic() {
     super::reclaim::wait_for_room(&server, "b", &mebibyte.repeat(4)).await;
     server.request("DELETE", "a", &[], "").await.expect(204);
     server.request("PUT", "c", &[], "x").await.expect(507);
-}
-
-pub(super) async fn wait_for_disk(server: &Server, bytes_max: u64) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let found = super::reclaim::disk_bytes(server);
-        if found < bytes_max {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{found} bytes are on the disk");
-        tokio::time::sleep(MILLISECOND * 10).await;
-    }
 }
 
 #[tokio::test]

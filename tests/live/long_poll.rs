@@ -13,12 +13,15 @@ impl Waiting {
         Self(connection)
     }
 
-    /// Sends a request that the server has nothing to answer to.
+    /// Sends a request that the server has nothing to answer to, and returns when it has begun to wait.
     #[track_caller]
     fn begin(server: &ServerProcess, name: &str, offset: &str) -> Self {
-        let waiting = Self::send(server, name, offset);
-        assert_silent(&waiting.0);
-        waiting
+        let target = path(&format!("{name}?offset={offset}&live=long-poll"));
+        let mut connection = server.origin().connect().expect("the server accepts connections");
+        connection.begin_wait("/healthz", &target).expect("the request can be sent");
+        wait_for_cores(server);
+        assert_silent(&connection);
+        Self(connection)
     }
 
     #[track_caller]
@@ -223,8 +226,8 @@ fn deletion_ends_a_wait_with_404_and_with_forks_410() {
 
 #[test]
 fn expiry_ends_a_wait_with_404_and_with_forks_410() {
-    in_each_mode(&[LONG], |server| {
-        let soon = ("Stream-Expires-At", &*in_seconds(2));
+    in_each_mode_at_once(&[LONG], |server| {
+        let soon = ("Stream-Expires-At", &*in_seconds(SOON));
         create(server, "s", &[TEXT, soon], "content");
         create(server, "source", &[TEXT, soon], "content");
         let lasting = ("Stream-TTL", "1000");

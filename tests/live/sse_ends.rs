@@ -201,8 +201,8 @@ fn deletion_ends_the_response_without_another_event() {
 
 #[test]
 fn expiry_ends_the_response_without_another_event() {
-    in_each_mode(&[], |server| {
-        let soon = ("Stream-Expires-At", &*in_seconds(2));
+    in_each_mode_at_once(&[], |server| {
+        let soon = ("Stream-Expires-At", &*in_seconds(SOON));
         create(server, "s", &[TEXT, soon], "content");
         create(server, "source", &[TEXT, soon], "content");
         create(server, "fork", &[("Stream-Forked-From", &path("source")), ("Stream-TTL", "1000")], "");

@@ -13,6 +13,16 @@ use super::tls;
 /// How long a test waits for bytes before it fails instead of hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Repeats a read that was interrupted. One with a timeout is not taken up again by the system after the process stood still.
+pub(crate) fn uninterrupted<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A plain or encrypted byte stream.
 pub(crate) trait Wire: Read + Write + Send {
     /// The socket below, for timeouts and half-closing.
@@ -234,6 +244,17 @@ impl Connection {
         self.read_response(method)
     }
 
+    /// Sends a GET that is going to wait for its answer, behind another one that is answered with 200 at once. Both are one
+    /// write: a server that has answered the first one has read the second as well, and begins with it before it does anything
+    /// else for this connection, such as closing it.
+    pub(crate) fn begin_wait(&mut self, at_once: &str, waiting: &str) -> io::Result<()> {
+        let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", self.authority);
+        let heads = head(at_once) + &head(waiting);
+        self.send_raw(heads.as_bytes())?;
+        self.read_response("GET")?.expect_status(200);
+        Ok(())
+    }
+
     /// Reads one answer to a request with `method`, body included. Interim (1xx) answers are skipped.
     pub(crate) fn read_response(&mut self, method: &str) -> io::Result<Response> {
         let mut head = self.read_head(method)?;
@@ -290,8 +311,8 @@ impl Connection {
 
     /// True if the server closed the connection and sent nothing more; waits for that.
     pub(crate) fn is_closed_by_server(&mut self) -> bool {
-        match self.wire.fill_buf() {
-            Ok(bytes) => bytes.is_empty(),
+        match uninterrupted(|| self.wire.fill_buf().map(<[u8]>::is_empty)) {
+            Ok(is_at_end) => is_at_end,
             Err(error) => matches!(
                 error.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
@@ -332,7 +353,7 @@ impl Connection {
 
     fn read_available(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut piece = vec![0; usize::try_from(most.min(64 * 1024)).expect("64 KiB fit")];
-        let count = self.wire.read(&mut piece)?;
+        let count = uninterrupted(|| self.wire.read(&mut piece))?;
         piece.truncate(count);
         Ok(piece)
     }

@@ -110,6 +110,16 @@ impl ServerProcess {
         format!("{}{present}", self.past_output)
     }
 
+    /// Waits until this is part of [`Self::stderr`], which is read a moment after it was written.
+    #[track_caller]
+    pub(crate) fn wait_for_stderr(&self, part: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stderr().contains(part) {
+            assert!(Instant::now() < deadline, "no {part:?} in what the server wrote:\n{}", self.stderr());
+            thread::sleep(POLL);
+        }
+    }
+
     /// What the server of this life printed so far.
     pub(crate) fn stdout(&self) -> String {
         self.running.as_ref().map(|running| running.stdout.text()).unwrap_or_default()

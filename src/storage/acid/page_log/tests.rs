@@ -306,3 +306,22 @@ fn what_is_left_of_a_log_does_not_take_the_place_of_what_is_newer() {
     let found: Vec<(u64, u8)> = blocks.iter().map(|(number, block)| (*number, block[0])).collect();
     assert_eq!(found, [(1, 1), (2, 9)], "the log has a newer page 0, and the record a newer page 1");
 }
+
+#[test]
+fn a_log_of_another_time_is_refused() {
+    let place = Place::new();
+    let log = place.open().unwrap();
+    log.set_len(40 * BLOCK_BYTES as u64).unwrap();
+    let index = log.writer().active;
+    let mut earlier = vec![0; place.log(index).len().unwrap() as usize];
+    place.log(index).read_at(0, &mut earlier).unwrap();
+    // Until it was begun anew, twice, and has no records.
+    let number = log.writer().header.number;
+    while log.writer().header.number < number + 4 {
+        commit_pages(&log, 1);
+    }
+    log.close().unwrap();
+    drop(log);
+    place.log(index).write_at(0, &earlier).unwrap();
+    place.is_damaged();
+}

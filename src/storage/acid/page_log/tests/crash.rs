@@ -5,7 +5,7 @@ use super::*;
 #[path = "../../../../../tests/support/sim_disk.rs"]
 mod sim_disk;
 
-use sim_disk::{Count, CutPoint, Dice, Moment, SimDisk, Style};
+use sim_disk::{Count, CutPoint, Dice, Fault, Moment, SimDisk, Style, Survives};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -268,8 +268,83 @@ fn a_sync_of_the_file_that_failed_for_one_thread_is_not_made_good_by_that_of_the
     log.sync_data().unwrap();
     // Large enough for its place in the file, which the next record relies on.
     log.write(0, &[7; 10 * BLOCK_BYTES]).unwrap();
-    disk.fail_call(disk.calls() + 1, sim_disk::Fault::Io);
+    disk.fail_call(disk.calls() + 1, Fault::Io);
     // As the thread does that empties a log. The disk has forgotten now what it could not write, of whomever it is.
     log.shared.sync_file().unwrap_err();
     log.sync_data().unwrap_err();
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_cache_alone_is_not_built_upon() {
+    // What such a sync leaves on the disk differs from seed to seed.
+    for seed in 0..20 {
+        let World { disk, mut dice, log, .. } = World::new(seed);
+        log.set_len(4 * BLOCK_BYTES as u64).unwrap();
+        log.sync_data().unwrap();
+        log.write(0, &[1; BLOCK_BYTES]).unwrap();
+        // The record is written, and then synced.
+        disk.fail_call(disk.calls() + 2, Fault::Sync);
+        log.sync_data().unwrap_err();
+        drop(log);
+        let log = open(&disk).unwrap();
+        commit_page(&log, 2, 7).unwrap();
+        let style = Style { content: Survives::Nothing, names: Survives::Nothing, sector_bytes: 512 };
+        let log = open(&disk.power_cut(&mut dice, style)).unwrap();
+        assert_eq!(read(&log, 2 * BLOCK_BYTES..2 * BLOCK_BYTES + 1), [7], "seed {seed}");
+    }
+}
+
+#[test]
+fn what_the_database_gave_up_at_its_end_does_not_come_back_when_it_grows_again() {
+    let World { disk, mut dice, log, .. } = World::new(1);
+    log.set_len(20 * BLOCK_BYTES as u64).unwrap();
+    // Large enough for its place in the file.
+    log.write(0, &[7; 20 * BLOCK_BYTES]).unwrap();
+    log.sync_data().unwrap();
+    for pages in [5, 20] {
+        log.set_len(pages * BLOCK_BYTES as u64).unwrap();
+        log.sync_data().unwrap();
+    }
+    let style = Style { content: Survives::Nothing, names: Survives::Nothing, sector_bytes: 512 };
+    let log = open(&disk.power_cut(&mut dice, style)).unwrap();
+    let found = read(&log, 0..20 * BLOCK_BYTES);
+    assert!(found[..5 * BLOCK_BYTES] == [7; 5 * BLOCK_BYTES]);
+    assert!(found[5 * BLOCK_BYTES..] == [0; 15 * BLOCK_BYTES], "redb takes its new end for zeros");
+}
+
+#[test]
+fn a_log_that_became_too_long_is_whole_or_begun_anew_wherever_the_power_is_cut() {
+    const PAGES: usize = 140;
+    for (call, seed) in (1..=12).flat_map(|call| (0..8).map(move |seed| (call, seed))) {
+        let World { disk, mut dice, log, .. } = World::new(seed);
+        log.set_len((PAGES * BLOCK_BYTES) as u64).unwrap();
+        commit_page(&log, 0, 1).unwrap();
+        // One record, so large that its log is made shorter when it is begun anew.
+        for page in 0..PAGES {
+            log.write((page * BLOCK_BYTES) as u64, &[2; BLOCK_BYTES]).unwrap();
+        }
+        log.sync_data().unwrap();
+        disk.cut_at(CutPoint { count: Count::Calls, number: disk.calls() + call, moment: Moment::Before });
+        // Somewhere in this the disk stops, or behind it.
+        let _ = log.close();
+        let style = Style::draw(&mut dice);
+        let log = open(&disk.power_cut(&mut dice, style)).unwrap();
+        assert!(read(&log, 0..PAGES * BLOCK_BYTES) == [2; PAGES * BLOCK_BYTES], "call {call}, {style}");
+    }
+}
+
+#[test]
+fn each_commit_looks_how_much_room_there_is() {
+    let World { disk, log, .. } = World::new(1);
+    log.set_len(40 * BLOCK_BYTES as u64).unwrap();
+    let is_in_a_log = |page: usize| {
+        commit_page(&log, 39, 1).unwrap();
+        log.write((page * BLOCK_BYTES) as u64, &[2; BLOCK_BYTES]).unwrap();
+        log.shared.pages().overlay.get(page as u64).is_some()
+    };
+    assert!(is_in_a_log(1));
+    disk.set_capacity(Some(disk.used_bytes() + (1 << 20)));
+    assert!(!is_in_a_log(2), "it goes into the file at once");
+    disk.set_capacity(None);
+    assert!(is_in_a_log(3));
 }
