@@ -78,7 +78,7 @@ impl Shard {
     pub(super) fn stage_creation(&mut self, id: u64, creation: Box<Creation>) {
         let entry = Box::new(Entry::new(&creation, &mut self.content_types, self.shared.reads.lent()));
         self.settling.recent_bytes += entry.recent.len();
-        self.names.insert(entry.name.clone(), id);
+        self.names.insert(&entry.name, id, &self.streams);
         self.streams.insert(id, entry);
         self.record(id, &Event::Created(creation));
         self.track_lifetime(id);
@@ -329,9 +329,7 @@ impl Shard {
     /// A removal is durable: the stream leaves the RAM, and its fork source learns that it is not needed any more.
     fn removed(&mut self, id: u64) {
         let Some(entry) = self.streams.remove(&id) else { return };
-        if self.names.get(&entry.name) == Some(&id) {
-            self.names.remove(&entry.name);
-        }
+        self.names.remove(&entry.name, id);
         self.end_readers(id, Ended::Removed);
         self.shared.quotas.release_streams(1);
         self.shared.quotas.release_bytes(entry.state.tail - entry.state.released());

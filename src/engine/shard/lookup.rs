@@ -152,7 +152,7 @@ impl Shard {
 
     /// The stream that readers see under this name.
     fn readable(&mut self, name: &StreamName) -> Result<u64, LookupRefusal> {
-        let id = *self.names.get(name).ok_or(LookupRefusal::NotFound)?;
+        let id = self.names.get(name, &self.streams).ok_or(LookupRefusal::NotFound)?;
         self.readable_id(id)?;
         Ok(id)
     }

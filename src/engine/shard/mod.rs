@@ -1,6 +1,7 @@
 //! One shard: the streams that hash to it, owned by one core and touched by no other.
 //!
 //! * [`entry`]: one stream: its staged state, what of it is durable, its recent bytes.
+//! * [`names`]: which stream has which name.
 //! * [`group`]: staging, group commit, what happens when a group is durable or failed.
 //! * [`mutate`]: create, append, delete.
 //! * [`forks`]: pins, between the shards of a fork and its source.
@@ -19,6 +20,7 @@ mod forks;
 mod group;
 mod lookup;
 mod mutate;
+mod names;
 mod restore;
 mod retention;
 mod settle;
@@ -43,6 +45,7 @@ use crate::stream::fork::StreamRef;
 use entry::{ContentTypes, Entry};
 use expiry::{Reminders, Wheel};
 use group::{OpenGroup, SubmittedGroup};
+use names::Names;
 use settle::Settling;
 
 type RamMap<K, V> = HashMap<K, V, ahash::RandomState>;
@@ -79,7 +82,7 @@ pub(crate) struct Shard {
     shared: Arc<Shared>,
     limits: ShardLimits,
     phase: Phase,
-    names: RamMap<StreamName, u64>,
+    names: Names,
     streams: RamMap<u64, Box<Entry>>,
     content_types: ContentTypes,
     next_stream_id: u64,
@@ -151,7 +154,7 @@ impl Shard {
             shared,
             limits,
             phase: Phase::Working,
-            names: RamMap::default(),
+            names: Names::default(),
             streams: RamMap::default(),
             content_types: ContentTypes::default(),
             next_stream_id,

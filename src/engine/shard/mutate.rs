@@ -26,10 +26,10 @@ pub(super) enum Standing {
 
 impl Shard {
     pub(super) fn standing(&mut self, name: &StreamName) -> Standing {
-        if let Some(&id) = self.names.get(name) {
+        if let Some(id) = self.names.get(name, &self.streams) {
             self.end_if_expired(id, self.shared.clock.now_ms());
         }
-        let Some(&id) = self.names.get(name) else {
+        let Some(id) = self.names.get(name, &self.streams) else {
             let pending = self.pending_forks.contains_key(name);
             return if pending { Standing::Pending } else { Standing::Absent };
         };

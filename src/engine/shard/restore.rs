@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::engine::live::{Ended, TopicNews};
 use crate::engine::request::Parcel;
 use crate::engine::shard::entry::Entry;
+use crate::engine::shard::names::Names;
 use crate::engine::shard::{Phase, RamMap, Shard};
 use crate::storage::committer::Committer;
 use crate::storage::record::Record;
@@ -39,7 +40,7 @@ impl Shard {
 
     fn forget_everything(&mut self) {
         self.shared.quotas.release_streams(self.streams.len() as u64);
-        self.names = RamMap::default();
+        self.names = Names::default();
         self.streams = RamMap::default();
         self.wheel.clear();
         self.held_open.clear();
@@ -114,7 +115,7 @@ impl ReplayTarget for Shard {
 
     fn checkpointed(&mut self, id: u64, record: Record) {
         let Record { name, state, settled, group } = record;
-        self.names.insert(name.clone(), id);
+        self.names.insert(&name, id, &self.streams);
         self.next_stream_id = self.next_stream_id.max(id + 1);
         let entry = Entry::restored(name, state, &mut self.content_types, settled, group);
         self.streams.insert(id, Box::new(entry));
@@ -126,7 +127,7 @@ impl ReplayTarget for Shard {
         self.next_stream_id = self.next_stream_id.max(id + 1);
         let entry = Entry::new(&creation, &mut self.content_types, self.shared.reads.lent());
         self.settling.recent_bytes += entry.recent.len();
-        self.names.insert(creation.name.clone(), id);
+        self.names.insert(&creation.name, id, &self.streams);
         self.streams.insert(id, Box::new(entry));
         self.replayed(id, group);
     }
@@ -161,9 +162,7 @@ impl ReplayTarget for Shard {
     fn removed(&mut self, id: u64, group: u64) {
         if let Some(entry) = self.streams.remove(&id) {
             self.settling.recent_bytes -= entry.recent.len();
-            if self.names.get(&entry.name) == Some(&id) {
-                self.names.remove(&entry.name);
-            }
+            self.names.remove(&entry.name, id);
         }
         self.settling.removed.push_back((id, group));
     }

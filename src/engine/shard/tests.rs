@@ -181,7 +181,7 @@ impl Rig {
     }
 
     fn id(&self, name: &str) -> u64 {
-        self.shard.names[&StreamName::from_stored(name)]
+        self.shard.names.get(&StreamName::from_stored(name), &self.shard.streams).unwrap()
     }
 
     fn has_pins(&self) -> bool {
