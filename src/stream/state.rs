@@ -41,8 +41,7 @@ pub struct StreamState {
     pub closure: Closure,
     /// Deleted or expired, but kept for forks.
     pub soft_deleted: bool,
-    /// Last accepted `Stream-Seq`.
-    #[expect(clippy::redundant_allocation, reason = "most streams have none, and then it costs one pointer")]
+    /// Last accepted `Stream-Seq`. Boxed twice, as most streams have none: then it costs one pointer.
     pub stream_seq: Option<Box<Box<[u8]>>>,
     /// Idempotent producers.
     pub producers: Producers,

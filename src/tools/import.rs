@@ -15,15 +15,16 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use self::lines::{Item, Lines};
-use self::scan::{Found, Scan, scan};
+use self::scan::{Found, Scan, check_opening, scan};
 use crate::protocol::name::{NameLimits, StreamName};
+use crate::storage::StorageError;
 use crate::storage::disk::{DiskFile, OpenMode};
 use crate::stream::fork::ForkOrigin;
 use crate::stream::producer::ProducerState;
 use crate::stream::state::StreamState;
 use crate::tools::build::{Origins, build};
 use crate::tools::image::Image;
-use crate::tools::notation::{Line, StreamHeader};
+use crate::tools::notation::{LINE_BYTES_MAX, Line, StreamHeader};
 use crate::tools::population::{Member, Origin, PlannedFork, Population, members};
 use crate::tools::{DataDirectory, Progress, ToolError};
 
@@ -70,15 +71,18 @@ impl Source {
     /// gone with the process.
     ///
     /// # Errors
-    /// If it cannot be read, or not be written.
+    /// If it cannot be read, or not be written, or does not begin as an export does.
     pub fn spooled(directory: &DataDirectory, input: &mut dyn Read) -> Result<Self, ToolError> {
         let disk = directory.taken.disk();
         let path = Path::new(SPOOL_FILE);
-        let file = disk.open(path, OpenMode::Create).map_err(ToolError::Input)?;
+        let failed =
+            |source| StorageError::Io { context: format!("keeping the input in {SPOOL_FILE}"), source };
+        let file = disk.open(path, OpenMode::Create).map_err(failed)?;
         // Where open files cannot be removed it stays, and is used again.
         let _ = disk.remove(path);
         let mut buffer = vec![0; COPY_BYTES];
         let mut at = 0;
+        let mut has_opening = false;
         loop {
             let len = match input.read(&mut buffer) {
                 Ok(0) => return Ok(Self(file)),
@@ -86,8 +90,13 @@ impl Source {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(ToolError::Input(error)),
             };
-            file.write_at(at, &buffer[..len]).map_err(ToolError::Input)?;
+            file.write_at(at, &buffer[..len]).map_err(failed)?;
             at += len as u64;
+            // Looked at before the rest is taken in: input that is something else may have no end.
+            if !has_opening && (buffer[..len].contains(&b'\n') || at > LINE_BYTES_MAX as u64) {
+                check_opening(&file)?;
+                has_opening = true;
+            }
         }
     }
 }

@@ -310,6 +310,27 @@ fn the_standard_input_is_imported_as_a_file_is_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn input_without_an_end_that_is_no_export_is_refused_at_its_beginning() {
+    let directory = tempfile::tempdir().unwrap();
+    for piece in [vec![0; 1 << 20], b"no export\n".repeat(1 << 16)] {
+        let mut child = server_command(directory.path())
+            .envs([("DS_STORAGE__MODE", "acid"), ("DS_STORAGE__DATA_DIR", "data")])
+            .args(["import", "-", "--on-conflict", "skip"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let refused = (0..64).find_map(|_| input.write_all(&piece).err()).expect("all of it is taken in");
+        assert_eq!(refused.kind(), std::io::ErrorKind::BrokenPipe);
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains("line 1 of the input"), "{error}");
+        assert!(!directory.path().join("data/import.spool").exists());
+    }
+}
+
+#[test]
 fn streams_of_the_same_name_that_have_nothing_in_common_are_told_apart() {
     let mut server = start("acid", "2");
     let client = &mut server.client();

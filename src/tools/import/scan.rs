@@ -103,6 +103,11 @@ pub(super) fn scan(
     }
 }
 
+/// Checks the first line of what is there of an input.
+pub(super) fn check_opening(file: &Arc<dyn DiskFile>) -> Result<(), ToolError> {
+    opening(&mut Lines::new(Arc::clone(file), 0, 0)?)
+}
+
 fn opening(lines: &mut Lines) -> Result<(), ToolError> {
     let is_there = lines.next()?;
     let opening: Option<Opening> = serde_json::from_slice(lines.raw()).ok().filter(|_| is_there);
