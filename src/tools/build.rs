@@ -139,10 +139,19 @@ impl ShardWriter {
             Origin::Input(index) => {
                 let input = origins.input.expect("only who has an input plans with it");
                 let mut opened = input.open(index)?;
-                let mut content = Content::of(&opened.state, id, opened.start);
-                opened.read(&mut |piece| content.write(piece, self, progress))?;
+                let state = placed(opened.with_fork(planned.fork.as_ref())?, planned);
+                // What only forks need that do not come along.
+                let start = state.released().max(opened.start);
+                let mut unneeded = start - opened.start;
+                let mut content = Content::of(&state, id, start);
+                opened.read(&mut |piece| {
+                    let left_out =
+                        usize::try_from(unneeded).map_or(piece.len(), |bytes| bytes.min(piece.len()));
+                    unneeded -= left_out as u64;
+                    content.write(&piece[left_out..], self, progress)
+                })?;
                 content.finish()?;
-                placed(opened.with_fork(planned.fork.as_ref())?, planned)
+                state
             }
         };
         let producers = state.producers.iter().map(|(id, known)| (id.clone(), known.epoch, known.seq));

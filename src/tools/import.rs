@@ -255,7 +255,7 @@ pub(super) struct InputStream {
     lines: Lines,
     header: StreamHeader,
     /// Without what it has as a fork.
-    pub(super) state: StreamState,
+    state: StreamState,
     /// Position of the first byte of content.
     pub(super) start: u64,
     /// The line after its producers.
@@ -281,8 +281,8 @@ impl InputStream {
         if self.seen.digest() == self.hash { Ok(()) } else { Err(changed(&self.lines)) }
     }
 
-    /// Its state, as a fork if it is one.
-    pub(super) fn with_fork(self, planned: Option<&PlannedFork>) -> Result<StreamState, ToolError> {
+    /// Its state, as a fork if it is one. To be asked once.
+    pub(super) fn with_fork(&mut self, planned: Option<&PlannedFork>) -> Result<StreamState, ToolError> {
         let origin = self.header.fork.as_ref().zip(planned).map(|(fork, planned)| {
             Box::new(ForkOrigin {
                 source: StreamName::from_stored(&fork.source),
@@ -296,7 +296,7 @@ impl InputStream {
             })
         });
         let mut state = self.header.state(origin).map_err(|_| changed(&self.lines))?;
-        state.producers = self.state.producers;
+        state.producers = std::mem::take(&mut self.state.producers);
         Ok(state)
     }
 }

@@ -246,6 +246,7 @@ fn forks_of_a_source_that_retention_has_cut_find_it_and_a_source_without_its_for
     });
     assert!(whole.0 < whole.1, "its forks need more than its readers see: {whole:?}");
     assert_eq!(alone, (whole.1, whole.1), "without them it keeps nothing for them");
+    assert_eq!(run(target.path(), &["verify"]).lines().count(), 1);
     // It lacks what the forks need, and is the same otherwise.
     let error = refused(target.path(), &["import", "family", "--on-conflict", "skip"]);
     assert!(error.contains("is a fork of \"kept\" at"), "{error}");

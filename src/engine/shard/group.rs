@@ -125,6 +125,8 @@ impl Shard {
         if self.committer.is_some() {
             if matches!(event, Event::Removed) {
                 self.settling.removed.push_back((id, group.seq));
+                // Not only once that is durable: the journal may be trimmed by then.
+                self.settling.note_dead(entry.unsettled_bytes(), self.shared.clock.now_ms());
             } else if entry.dirty_since.is_none() {
                 entry.dirty_since = NonZeroU64::new(group.seq);
                 self.settling.dirty.push_back((id, group.seq));
@@ -334,7 +336,6 @@ impl Shard {
         self.shared.quotas.release_streams(1);
         self.shared.quotas.release_bytes(entry.state.tail - entry.state.released());
         self.settling.recent_bytes -= entry.recent.len();
-        self.settling.note_dead(entry.unsettled_bytes(), self.shared.clock.now_ms());
         if let Some(fork) = &entry.state.fork {
             let unpin = ForkMail::Unpin { source: fork.source_ref, child: self.stream_ref(id) };
             self.mail_shard(fork.source_ref.shard.into(), unpin);

@@ -103,6 +103,7 @@ impl Settling {
             self.journal_bytes -= bytes;
             self.dead_bytes = self.dead_bytes.saturating_sub(bytes);
         }
+        self.dead_bytes = self.dead_bytes.min(self.journal_bytes);
         if !self.is_mostly_dead() {
             self.mostly_dead_since_ms = None;
         }
@@ -118,7 +119,8 @@ impl Settling {
 
     /// So much of the journal's content is not needed there any more.
     pub(super) fn note_dead(&mut self, bytes: u64, now_ms: i64) {
-        self.dead_bytes += bytes;
+        // What dies before its group is in the journal is not counted. More than all of it would count for ever.
+        self.dead_bytes = (self.dead_bytes + bytes).min(self.journal_bytes);
         if self.mostly_dead_since_ms.is_none() && self.is_mostly_dead() {
             self.mostly_dead_since_ms = Some(now_ms);
         }
@@ -386,5 +388,32 @@ impl Shard {
             }
         }
         self.settling.kept = kept;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn no_more_of_a_journal_is_dead_than_there_is_of_it() {
+        let mut settling = Settling::default();
+        // A stream that began to wait before all others keeps the journal.
+        settling.dirty.push_back((7, 1));
+        settling.add_group(1, 3 * MIB);
+        settling.note_dead(2 * MIB, 100);
+        assert_eq!(settling.next_ms(), Some(100 + RELEASE_DELAY_MS));
+        settling.trim(2);
+        assert_eq!(settling.next_ms(), None);
+        // Noted after its group was trimmed.
+        settling.note_dead(8 * MIB, 200);
+        settling.add_group(2, 4 * MIB);
+        assert_eq!(settling.next_ms(), None);
+        settling.note_dead(4 * MIB, 300);
+        settling.add_group(3, 6 * MIB);
+        settling.trim(3);
+        assert_eq!((settling.dead_bytes, settling.next_ms()), (0, None));
     }
 }

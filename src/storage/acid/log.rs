@@ -1,6 +1,7 @@
 //! The write side of a shard's journal and catalog: commits, trims, compaction; and what an opening finds.
 
 use std::fmt;
+use std::io;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -394,7 +395,11 @@ impl ShardLog {
         if !page_log.disk_bytes().is_ok_and(|taken| taken > needed) {
             return Ok(());
         }
-        let failed = |source| StorageError::Io { context: "emptying the page log".to_owned(), source };
+        let failed = |source: io::Error| match source.kind() {
+            // Somebody else has taken what there was a moment ago.
+            io::ErrorKind::StorageFull => StorageError::DiskFull(source.to_string()),
+            _ => StorageError::Io { context: "emptying the page log".to_owned(), source },
+        };
         self.attempt(|_| page_log.give_back().map_err(failed))
     }
 
