@@ -25,7 +25,7 @@ use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
 use crate::protocol::retention::Retention;
 use crate::storage::acid::{AcidLog, AcidOptions, Backend, BackendFactory, IoCounters, page_log_bytes};
-use crate::storage::committer::Committer;
+use crate::storage::committer::{Committer, Completion};
 use crate::storage::disk::{Disk, MemoryDisk};
 use crate::storage::file::{FileLog, FileOptions, RewriteOn, SyncPolicy};
 use crate::storage::layout::{ShardCount, default_shard_count};
@@ -355,7 +355,11 @@ fn open_shard(
     shared.quotas.set_disk_use(index, DiskUse { taken, room: watch.room() });
     let report = {
         let shared = shared.clone();
-        Arc::new(move |completion| shared.mailboxes[index].post(Mail::Completion(completion)))
+        Arc::new(move |completion| match completion {
+            // Whoever wants to know looks there: nobody has to be woken for it.
+            Completion::Disk(disk) => shared.quotas.set_disk_use(index, disk),
+            completion => shared.mailboxes[index].post(Mail::Completion(completion)),
+        })
     };
     let committer = Committer::spawn(index, opener.clone(), log, segments, pace, watch, report)
         .map_err(|source| StorageError::Io { context: "starting a commit thread".into(), source })?;

@@ -34,14 +34,15 @@ use super::{Checkpoint, ColdReader, CommitLog, DiskUse, Group, OpenLog, Recovere
 /// `Reopened`. `Closed` is the last report ever.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// All groups up to and including number `through` are durable. Comes after each commit, and again when something
-    /// else changed how much disk is taken or free: a shard whose disk is full has no commits to learn that from.
+    /// All groups up to and including number `through` are durable. Comes once for each commit, and may be followed by its failure:
+    /// of what comes after it.
     Durable {
-        /// Number of the last group of the last commit; 0, which no group has, before the first one of this process.
+        /// Number of the last group of the commit.
         through: u64,
-        /// What the shard takes of its disk, and may take.
-        disk: DiskUse,
     },
+    /// What the shard takes of its disk, and may take, has changed. Comes before the `Durable` of what takes more, as an upper
+    /// bound, and again when it is known.
+    Disk(DiskUse),
     /// A checkpoint that was handed to [`Committer::settle`] comes back without payload; or one that rewrites segments,
     /// which nobody asked for. It is to ride on a group. Those of before a failure are not to be used after it, and none of
     /// them comes after `Reopened`.

@@ -149,11 +149,21 @@ pub(crate) struct RecoveredStream {
     pub(crate) producers: Vec<(Bytes, u64, u64)>,
 }
 
+/// Called when something is durable, on the thread that made it so; must not block.
+pub(crate) type OnDurable = Box<dyn FnOnce() + Send>;
+
 /// The write side of one shard's journal and catalog. Used by the commit thread only; may block.
 pub(crate) trait CommitLog: Send {
     /// Makes all of `groups` durable in one atomic step. After an error nothing may be assumed of them, and the log
     /// takes no further commits: it has to be opened again.
     fn commit(&mut self, groups: &mut [Group]) -> Result<(), StorageError>;
+    /// The same, and calls `on_durable` as soon as the groups are durable, be it that the log goes on with something else then: if that
+    /// fails, so does the commit, but they are durable all the same.
+    fn commit_and_tell(&mut self, groups: &mut [Group], on_durable: OnDurable) -> Result<(), StorageError> {
+        self.commit(groups)?;
+        on_durable();
+        Ok(())
+    }
     /// Makes the checkpoints of groups that [`Self::commit`] made durable part of the catalog, where that is a step of its
     /// own. The groups have been acknowledged by then. An error is one of a commit.
     fn checkpoint(&mut self, groups: &mut [Group]) -> Result<(), StorageError> {

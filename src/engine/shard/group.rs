@@ -237,10 +237,8 @@ impl Shard {
     /// News from the commit thread.
     pub(crate) fn completed(&mut self, completion: Completion) {
         match completion {
-            Completion::Durable { through, disk } => {
-                self.shared.quotas.set_disk_use(self.index, disk);
-                self.durable_through(through);
-            }
+            Completion::Durable { through } => self.durable_through(through),
+            Completion::Disk(disk) => self.shared.quotas.set_disk_use(self.index, disk),
             // Those of a state that is gone are not to be used; a shard that stops needs them no more.
             Completion::Prepared(checkpoint) => {
                 if matches!(self.phase, Phase::Working) {

@@ -150,7 +150,7 @@ impl Rig {
         self.queued.extend(self.submitted.take().into_iter().map(|group| (group.seq, whole(&group.frames))));
         self.journal.extend(self.queued.drain(..groups.min(self.queued.len())));
         let through = self.journal.last().map_or(0, |(group, _)| *group);
-        self.shard.completed(Completion::Durable { through, disk: DISK });
+        self.shard.completed(Completion::Durable { through });
     }
 
     /// It reports a failure.

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, Table, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, Table,
+    WriteTransaction,
 };
 
 use super::Shard;
-use super::backend::CountingBackend;
+use super::commit_notice::CommitNotice;
 use super::page_log::PageLog;
 use super::rows::{JOURNAL_KEY_BYTES, next_value_bytes};
 use super::snapshot::DatabaseSnapshot;
@@ -28,7 +29,9 @@ use crate::storage::layout::{DataDirectory, FORMAT_VERSION};
 use crate::storage::pieces::Pieces;
 use crate::storage::reserve::Reserve;
 use crate::storage::segment::SegmentMeta;
-use crate::storage::{Checkpoint, CommitLog, DiskRoom, Group, Recovered, RecoveredStream, StorageError};
+use crate::storage::{
+    Checkpoint, CommitLog, DiskRoom, Group, OnDurable, Recovered, RecoveredStream, StorageError,
+};
 
 /// A database with more than this is not compacted. Bytes.
 const COMPACTED_BYTES_MAX: u64 = 32 << 20;
@@ -40,7 +43,7 @@ const WASTE_BYTES_MAX: u64 = 2 << 20;
 /// Opens the database of a shard, making its tables if it is new.
 pub(super) fn open_database(
     shard: usize,
-    backend: CountingBackend,
+    backend: impl StorageBackend,
     cache_bytes: u64,
 ) -> Result<Database, StorageError> {
     let (begun, told_tenths) = (Instant::now(), AtomicU64::new(0));
@@ -202,6 +205,7 @@ pub(super) struct ShardLog {
     files: Files,
     /// `None` where there is no such file, or nobody knows what its disk has free.
     reserve: Option<Reserve>,
+    notice: CommitNotice,
     /// Keeps the data directory locked for as long as one of its databases is open.
     directory: Arc<DataDirectory>,
     two_phase_commit: bool,
@@ -240,6 +244,7 @@ impl ShardLog {
             database,
             files,
             reserve: None,
+            notice: CommitNotice::default(),
             directory,
             two_phase_commit,
             next_group,
@@ -252,6 +257,12 @@ impl ShardLog {
     /// The same log with room set aside on its disk.
     pub(super) fn with_reserve(mut self, reserve: Option<Reserve>) -> Self {
         self.reserve = reserve;
+        self
+    }
+
+    /// The same log with commits told of as soon as `notice`, which is over the database's backend, has them.
+    pub(super) fn with_notice(mut self, notice: CommitNotice) -> Self {
+        self.notice = notice;
         self
     }
 
@@ -448,6 +459,14 @@ impl CommitLog for ShardLog {
             return Ok(());
         }
         self.attempt(|log| log.commit_groups(groups))
+    }
+
+    fn commit_and_tell(&mut self, groups: &mut [Group], on_durable: OnDurable) -> Result<(), StorageError> {
+        let notice = self.notice.clone();
+        let expected = notice.expect(on_durable);
+        self.commit(groups)?;
+        expected.is_over();
+        Ok(())
     }
 
     /// redb uses the pages of removed rows again, but gives back only the end of its file, and only if that happens to be

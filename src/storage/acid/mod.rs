@@ -38,11 +38,13 @@
 //! # Durability
 //!
 //! One [`CommitLog::commit`] is one redb transaction with `Durability::Immediate`: one fsync (two
-//! with `two_phase_commit`, one more when the file grows). After a failed commit the database is closed and opened again.
+//! with `two_phase_commit`, one more when the file grows). It is told of as soon as that fsync has succeeded (see
+//! `commit_notice`). After a failed commit the database is closed and opened again.
 //! Opening it again first drops the kernel's cached pages of the file: after a failed fsync they may hold bytes that the
 //! disk does not, and redb's checksums can only judge what the disk holds.
 
 mod backend;
+mod commit_notice;
 mod log;
 mod page_log;
 mod rows;
@@ -62,6 +64,7 @@ pub use backend::{BackendFactory, IoCounters};
 pub(crate) use page_log::page_log_bytes;
 
 use self::backend::{CountingBackend, DiskBackend};
+use self::commit_notice::CommitNotice;
 use self::page_log::{Handle, PageLog};
 use super::disk::{Disk, DiskFile, MemoryDisk, OpenMode};
 use super::layout::{DataDirectory, Kind, ShardCount};
@@ -326,6 +329,8 @@ impl Catalogs for AcidLog {
         let shard = self.shard(shard)?;
         let Below { backend, file, page_log } = self.backend(shard)?;
         shard.ran_out.store(false, Ordering::Relaxed);
+        let notice = CommitNotice::default();
+        let backend = notice.over(backend);
         let database = log::open_database(shard.index, backend, self.cache_bytes_per_shard())?;
         let found = log::recover(&database)?;
         if let Some(log) = &page_log {
@@ -341,7 +346,8 @@ impl Catalogs for AcidLog {
             found.recovered.next_group,
             found.usage,
         )
-        .with_reserve(reserve);
+        .with_reserve(reserve)
+        .with_notice(notice);
         Ok(OpenedCatalog {
             log: Box::new(log),
             recovered: found.recovered,

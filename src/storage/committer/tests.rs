@@ -5,6 +5,7 @@ mod room;
 mod settling;
 mod timing;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -184,6 +185,8 @@ struct Rig {
     began: Receiver<()>,
     turns: Sender<()>,
     completions: Receiver<Completion>,
+    /// As it was reported last.
+    disk: Cell<DiskUse>,
 }
 
 /// What a [`Rig`] is made of.
@@ -233,6 +236,7 @@ impl Setup {
         };
         let mut watch = RoomWatch::new(SHARD, rule);
         watch.look(&*log);
+        let disk = Cell::new(DiskUse { taken: SETTLED_DISK_BYTES, room: watch.room() });
         let pace = RewritePace { bytes_per_sec: self.rewrite_bytes_per_sec, shards: 1 };
         let (committer, mut worker) =
             Committer::prepare(SHARD, opener, log, Arc::clone(&segments), pace, watch, report).unwrap();
@@ -241,7 +245,7 @@ impl Setup {
             worker.traffic = Traffic::new(Box::new(move || *clock.lock().unwrap()));
         }
         worker.spawn().unwrap();
-        Rig { committer, below, segments, began, turns, completions }
+        Rig { committer, below, segments, began, turns, completions, disk }
     }
 }
 
@@ -262,20 +266,32 @@ impl Rig {
         }
     }
 
+    /// The next report of anything but the disk.
     fn next(&self) -> Completion {
-        self.completions.recv_timeout(PATIENCE).unwrap()
+        loop {
+            match self.completions.recv_timeout(PATIENCE).unwrap() {
+                Completion::Disk(disk) => self.disk.set(disk),
+                other => return other,
+            }
+        }
     }
 
     fn expect_durable(&self, through: u64) {
-        self.expect_durable_taking(through, SETTLED_DISK_BYTES);
-    }
-
-    fn expect_durable_taking(&self, through: u64, bytes: u64) {
         let completion = self.next();
         assert!(
-            matches!(completion, Completion::Durable { through: t, disk } if (t, disk.taken) == (through, bytes)),
-            "expected durable through {through} taking {bytes}, got {completion:?}"
+            matches!(completion, Completion::Durable { through: t } if t == through),
+            "expected durable through {through}, got {completion:?}"
         );
+    }
+
+    /// What is said of the disk next, if need be, is that so much is taken in the end.
+    fn expect_taken(&self, bytes: u64) {
+        while self.disk.get().taken != bytes {
+            match self.completions.recv_timeout(PATIENCE).unwrap() {
+                Completion::Disk(disk) => self.disk.set(disk),
+                other => panic!("expected {bytes} to be taken, not {:?}; got {other:?}", self.disk.get()),
+            }
+        }
     }
 
     fn expect_failed(&self, with: &str) {
@@ -293,14 +309,17 @@ impl Rig {
         }
     }
 
-    /// The next report of room, whatever else it says.
+    /// The next room that is reported.
     fn expect_room(&self) -> u64 {
-        match self.next() {
-            Completion::Durable { disk, .. } | Completion::Reopened { disk, .. } => {
-                disk.room.unwrap().bytes()
+        let before = self.disk.get().room;
+        while self.disk.get().room == before {
+            match self.completions.recv_timeout(PATIENCE).unwrap() {
+                Completion::Disk(disk) | Completion::Reopened { disk, .. } => self.disk.set(disk),
+                Completion::Durable { .. } => {}
+                other => panic!("expected to hear of the disk, got {other:?}"),
             }
-            other => panic!("expected to hear of the disk, got {other:?}"),
         }
+        self.disk.get().room.unwrap().bytes()
     }
 
     /// Waits until nothing is left to be reclaimed.
@@ -444,9 +463,10 @@ fn what_reclaim_frees_is_reported_without_a_further_commit() {
     *rig.below.disk_bytes.lock().unwrap() = 100;
     let checkpoint = Checkpoint { removed: vec![9], ..Checkpoint::default() };
     rig.committer.submit(Group { seq: 2, checkpoint: Some(checkpoint), ..Group::default() });
-    rig.expect_durable_taking(2, 100);
-    assert!(matches!(rig.next(), Completion::Published { group: 2 }));
     rig.expect_durable(2);
+    rig.expect_taken(100);
+    assert!(matches!(rig.next(), Completion::Published { group: 2 }));
+    rig.expect_taken(SETTLED_DISK_BYTES);
     rig.committer.close();
     rig.expect_closed();
 }
@@ -496,7 +516,7 @@ fn dropping_the_committer_finishes_what_is_queued() {
     let Rig { committer, below, began, completions, .. } = Rig::new(false, [], 0, 0);
     committer.submit(Group { seq: 1, ..Group::default() });
     drop(committer);
-    assert!(matches!(completions.recv().unwrap(), Completion::Durable { through: 1, .. }));
+    assert!(matches!(completions.recv().unwrap(), Completion::Durable { through: 1 }));
     assert!(matches!(completions.recv().unwrap(), Completion::Closed));
     assert_eq!(below.committed(), [vec![1]]);
     drop(began);

@@ -75,8 +75,6 @@ pub(super) struct Worker {
     orders: Receiver<Order>,
     /// Orders that came during a pause, before those in `orders`.
     postponed: VecDeque<Order>,
-    /// Number of the last group that this thread committed.
-    durable_through: u64,
     watch: RoomWatch,
     reported_disk: DiskUse,
     failures: u64,
@@ -107,7 +105,6 @@ impl Worker {
             open: Some(open),
             orders,
             postponed: VecDeque::new(),
-            durable_through: 0,
             watch,
             reported_disk,
             failures: 0,
@@ -206,7 +203,7 @@ impl Worker {
         let disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
         if disk != self.reported_disk {
             self.reported_disk = disk;
-            (self.start.report)(Completion::Durable { through: self.durable_through, disk });
+            (self.start.report)(Completion::Disk(disk));
         }
     }
 
@@ -247,14 +244,20 @@ impl Worker {
     fn commit(&mut self, mut groups: Vec<Group>, bytes: usize) {
         let through = groups.last().map_or(0, |group| group.seq);
         let Some(open) = &mut self.open else { return };
-        if let Err(error) = guarded(|| open.log.commit(&mut groups)) {
+        // Before the groups count as staged no more.
+        self.reported_disk.taken += bytes as u64;
+        let takes_more = (bytes > 0).then_some(self.reported_disk);
+        let report = Arc::clone(&self.start.report);
+        let on_durable = Box::new(move || {
+            takes_more.into_iter().for_each(|disk| report(Completion::Disk(disk)));
+            report(Completion::Durable { through });
+        });
+        if let Err(error) = guarded(|| open.log.commit_and_tell(&mut groups, on_durable)) {
             return self.fail(&error);
         }
-        self.durable_through = through;
         self.traffic.add(bytes);
         self.watch.wrote(bytes, &*open.log);
-        self.reported_disk = DiskUse { taken: open.disk_bytes(), room: self.watch.room() };
-        (self.start.report)(Completion::Durable { through, disk: self.reported_disk });
+        self.report_disk();
         self.write_delay = Duration::ZERO;
         self.may_reclaim |= groups.iter().any(frees_disk);
         groups.retain(|group| group.checkpoint.is_some());
@@ -282,8 +285,9 @@ impl Worker {
             }
             Ok(())
         });
-        if let Err(error) = published {
-            self.fail(&error);
+        match published {
+            Ok(()) => self.report_disk(),
+            Err(error) => self.fail(&error),
         }
     }
 
