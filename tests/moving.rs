@@ -1,5 +1,5 @@
-//! Connections that move to the core of the stream that they write: seen from outside nothing happens, whatever is on its way
-//! at that moment.
+//! Connections that another core serves than the one that accepted them: the one with the fewest, and later that of the stream
+//! that they write. Seen from outside nothing happens, whatever is on its way at that moment.
 
 mod support;
 
@@ -160,6 +160,26 @@ fn a_head_that_never_ends_is_given_up_where_its_connection_went() {
     move_somewhere(&server, &mut connection);
     connection.send_raw(b"GET /healthz HTTP/1.1\r\nHo").expect("the server takes bytes");
     assert!(connection.is_closed_by_server());
+}
+
+#[test]
+fn new_connections_that_go_to_a_core_with_fewer_are_served_there() {
+    // So many that the kernel cannot have spread them evenly.
+    const NEW: usize = 60;
+    let mut server = start(&[]);
+    create(&server, "new");
+    let mut connections: Vec<_> = (0..NEW).map(|_| connect(&server)).collect();
+    for connection in &mut connections {
+        append(connection, "new", "x");
+    }
+    assert_eq!(content(&server, "new").len(), NEW);
+    moves(&server);
+    assert!(server.stderr().contains("a new connection goes to another core"), "{}", server.stderr());
+    assert!(server.terminate().success());
+    for mut connection in connections {
+        assert!(connection.is_closed_by_server());
+    }
+    assert!(!server.stderr().contains("cutting the connections"), "{}", server.stderr());
 }
 
 #[test]

@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::admission::Gate;
+use super::admission::{Admission, Gate};
 use super::connection::{Protocols, serve, serve_again};
-use super::moving::{Arrivals, Moved};
+use super::moving::{Arrival, Arrivals, Moved};
 use super::registry::{Registry, Timeouts};
 
 /// Pauses after a failed accept: the first, and the longest.
@@ -74,15 +74,21 @@ impl Acceptor {
 
     /// Takes in the connections that come from other cores.
     async fn welcome_forever(&self, mut arrivals: Arrivals) {
-        while let Some(moved) = arrivals.recv().await {
-            if let Err(error) = self.welcome(moved) {
+        while let Some(arrival) = arrivals.recv().await {
+            let welcomed = match arrival {
+                Arrival::New(stream, admission) => {
+                    TcpStream::from_std(stream).map(|stream| self.serve_new(stream, admission))
+                }
+                Arrival::Moved(moved) => self.serve_on(moved),
+            };
+            if let Err(error) = welcomed {
                 tracing::debug!(%error, "a connection was lost on its way to another core");
             }
         }
         std::future::pending::<()>().await;
     }
 
-    fn welcome(&self, moved: Moved) -> io::Result<()> {
+    fn serve_on(&self, moved: Moved) -> io::Result<()> {
         let stream = TcpStream::from_std(moved.stream)?;
         let listed = self.registry.enter_idle(moved.admission);
         let key = listed.key();
@@ -91,13 +97,20 @@ impl Acceptor {
         Ok(())
     }
 
+    fn serve_new(&self, stream: TcpStream, admission: Admission) {
+        let listed = self.registry.enter(admission);
+        let key = listed.key();
+        let task = tokio::task::spawn_local(serve(stream, Rc::clone(&self.protocols), listed));
+        self.registry.attach(key, task.abort_handle());
+    }
+
     async fn accept_forever(&self, listener: &TcpListener) {
         let mut failures = Failures::default();
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     failures.back_off = BACK_OFF_MIN;
-                    self.admit(stream);
+                    self.admit(stream, self.gate.core_for_one_more(self.core));
                 }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => failures.note(&error).await,
@@ -114,7 +127,7 @@ impl Acceptor {
                     if stream.set_nonblocking(true).is_ok()
                         && let Ok(stream) = TcpStream::from_std(stream)
                     {
-                        self.admit(stream);
+                        self.admit(stream, self.core);
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {}
@@ -123,17 +136,18 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, stream: TcpStream) {
-        let Some(admission) = self.gate.admit(self.core) else {
+    fn admit(&self, stream: TcpStream, core: usize) {
+        let Some(admission) = self.gate.admit(core) else {
             self.refuse(stream);
             return;
         };
         // Answers are written whole; waiting for more to send would only delay them. A failure costs just that.
         let _ = stream.set_nodelay(true);
-        let listed = self.registry.enter(admission);
-        let key = listed.key();
-        let task = tokio::task::spawn_local(serve(stream, Rc::clone(&self.protocols), listed));
-        self.registry.attach(key, task.abort_handle());
+        if core == self.core {
+            self.serve_new(stream, admission);
+        } else {
+            self.protocols.ways().send_new(stream, admission);
+        }
     }
 
     /// Answers 503 without a parser, and without waiting for the client to take it.

@@ -44,6 +44,15 @@ impl Gate {
         (before < self.limit).then_some(admission)
     }
 
+    /// The core for a connection that `core` is about to accept: that with the fewest, if `core` has more by over a quarter. Of two
+    /// connections each gets a core of its own, and of very many few are passed on, which costs a wake each.
+    pub(super) fn core_for_one_more(&self, core: usize) -> usize {
+        let counts = self.on_core.iter().map(|count| count.load(Ordering::Relaxed)).enumerate();
+        let here = self.on_core[core].load(Ordering::Relaxed);
+        let fewest = counts.min_by_key(|&(_, count)| count);
+        fewest.filter(|(_, count)| here > count + count / 4).map_or(core, |(fewest, _)| fewest)
+    }
+
     /// Whether a connection may move to `core`: not if that has a good deal more than its share already. Parsing requests costs
     /// more than passing them on, so a core does better with the half of a hot stream's connections than with all.
     pub(super) fn has_room_on(&self, core: usize) -> bool {
@@ -104,6 +113,11 @@ pub(super) struct Admission {
 }
 
 impl Admission {
+    /// Where the connection is.
+    pub(super) fn core(&self) -> usize {
+        self.core
+    }
+
     /// The connection moves to `core`.
     pub(super) fn move_to(&mut self, core: usize) {
         self.gate.on_core[core].fetch_add(1, Ordering::Relaxed);
@@ -152,6 +166,23 @@ mod tests {
         assert!(!gate.has_room_on(2), "there is no such core");
         admitted.clear();
         assert!(gate.on_core.iter().all(|count| count.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn new_connections_go_where_the_fewest_are() {
+        let gate = Gate::new(100, 3);
+        assert_eq!(gate.core_for_one_more(1), 1, "all have none");
+        let mut admitted: Vec<_> = [0, 2].map(|core| gate.admit(core)).into();
+        assert_eq!(gate.core_for_one_more(0), 1);
+        assert_eq!(gate.core_for_one_more(1), 1);
+        // Whatever the kernel chooses, a core has a quarter more than another at most, and that only if there are many.
+        for _ in 0..70 {
+            admitted.push(gate.admit(gate.core_for_one_more(2)));
+        }
+        let mut counts: Vec<_> = gate.on_core.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [22, 22, 28]);
+        assert_eq!(gate.core_for_one_more(0), 0, "who has few keeps what comes");
     }
 
     #[test]

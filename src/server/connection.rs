@@ -92,6 +92,11 @@ impl Protocols {
         &self.responses
     }
 
+    /// Those from this core to others.
+    pub(super) fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
     /// Whether a client expects a TLS handshake first.
     pub(super) fn has_tls(&self) -> bool {
         self.tls.is_some()

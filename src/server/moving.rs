@@ -1,8 +1,10 @@
-//! Connections that move to the core that owns their stream.
+//! Connections that are served by another core than the one that accepted them.
 //!
-//! Whose requests all go to streams of one other core pays for two hops with each: two wakes of a thread that may be asleep, and
-//! its bytes in another core's cache. Who writes a stream usually writes many times over one connection, and the kernel has
-//! chosen the core of that blindly. So after some requests in a row the connection goes where they go: between two requests
+//! The kernel chooses the core of a connection blindly. Of a few that have much to do all may get to the same one, and another core has
+//! nothing to do. So a new connection goes on to the core that has the fewest, if that makes a difference.
+//!
+//! Later it may move to the core that owns its stream. Whose requests all go to streams of one other core pays for two hops with each: two wakes of a thread that may be asleep, and
+//! its bytes in another core's cache. Who writes a stream usually writes many times over one connection. So after some requests in a row the connection goes where they go: between two requests
 //! hyper gives the socket back, and the other core serves it on. As long as requests go here and there, it stays.
 
 use std::cell::Cell;
@@ -56,15 +58,23 @@ pub(super) struct Moved {
     pub(super) admission: Admission,
 }
 
+/// What comes to a core from others.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A connection of which nothing was read yet.
+    New(std::net::TcpStream, Admission),
+    Moved(Moved),
+}
+
 /// Connections that come to a core from others.
-pub(super) type Arrivals = UnboundedReceiver<Moved>;
+pub(super) type Arrivals = UnboundedReceiver<Arrival>;
 
 /// The ways from one core to the others.
 #[derive(Clone, Debug)]
 pub(super) struct Ways {
     here: usize,
     // As many can be under way as there may be connections.
-    to: Arc<[UnboundedSender<Moved>]>,
+    to: Arc<[UnboundedSender<Arrival>]>,
     gate: Arc<Gate>,
 }
 
@@ -104,9 +114,21 @@ impl Ways {
                 tracing::debug!(from = self.here, to = core, "a connection moves to the core of its stream");
                 admission.move_to(core);
                 // Who does not receive any more has dropped the way, and with it what was on it.
-                let _ = self.to[core].send(Moved { stream, sent_ahead, admission });
+                let _ = self.to[core].send(Arrival::Moved(Moved { stream, sent_ahead, admission }));
             }
             Err(error) => tracing::debug!(%error, "a connection cannot move"),
+        }
+    }
+
+    /// Sends a connection that was just accepted to the core that it was admitted to.
+    pub(super) fn send_new(&self, stream: TcpStream, admission: Admission) {
+        match stream.into_std() {
+            Ok(stream) => {
+                let core = admission.core();
+                tracing::debug!(from = self.here, to = core, "a new connection goes to another core");
+                let _ = self.to[core].send(Arrival::New(stream, admission));
+            }
+            Err(error) => tracing::debug!(%error, "a connection cannot be passed on"),
         }
     }
 }
