@@ -34,6 +34,8 @@ use super::stats::{Stats, now_ns};
 const LOOK_MS: u64 = 5;
 const READ_BUFFER_BYTES: usize = 256 << 10;
 const EVENTS_MAX: usize = 1024;
+/// Clients that finish by themselves are given up when nothing has come for so long.
+const SILENCE_MAX_NS: u64 = 60_000_000_000;
 
 /// Clients and their connections, on threads of their own.
 pub(crate) struct Running {
@@ -78,11 +80,13 @@ pub(crate) fn start(
 /// Runs clients that finish by themselves, and waits until they have.
 ///
 /// # Errors
-/// As [`start`], and if any of them met an error.
+/// As [`start`], if any of them met an error, and if the server says nothing any more.
 pub(crate) fn run_to_end(address: SocketAddr, clients: Vec<Box<dyn Client>>) -> io::Result<Stats> {
     let gate = Gate::new(0);
     gate.open(u64::MAX, u64::MAX);
-    let stats = start(address, clients, 1, &gate)?.join()?;
+    let mut all = EventLoop::connect(address, clients, gate)?;
+    all.silence_max_ns = SILENCE_MAX_NS;
+    let stats = all.run()?;
     match stats.errors.iter().next() {
         Some((what, count)) => Err(io::Error::other(format!("{what} ({count} times)"))),
         None => Ok(stats),
@@ -99,6 +103,7 @@ struct EventLoop {
     open: usize,
     gate: Arc<Gate>,
     stats: Stats,
+    silence_max_ns: u64,
 }
 
 impl EventLoop {
@@ -111,7 +116,8 @@ impl EventLoop {
             connections.push(connection);
         }
         let open = connections.len();
-        Ok(Self { address, epoll, connections, timers: BinaryHeap::new(), open, gate, stats: Stats::new() })
+        let (timers, stats) = (BinaryHeap::new(), Stats::new());
+        Ok(Self { address, epoll, connections, timers, open, gate, stats, silence_max_ns: u64::MAX })
     }
 
     fn run(&mut self) -> io::Result<Stats> {
@@ -123,6 +129,7 @@ impl EventLoop {
             }
         }
         let mut opened = false;
+        let mut heard_at = now_ns();
         while self.open > 0 {
             if !opened && let Some((from, until)) = self.gate.window() {
                 opened = true;
@@ -140,6 +147,11 @@ impl EventLoop {
                 break;
             }
             self.wait(&mut events)?;
+            if !events.is_empty() {
+                heard_at = now;
+            } else if now.saturating_sub(heard_at) > self.silence_max_ns {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the server says nothing any more"));
+            }
             for event in events.drain(..) {
                 let event: epoll::Event = event;
                 let index = usize::try_from(event.data.u64()).expect("it was a usize");

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use rustix::net::RecvFlags;
 
@@ -13,6 +14,8 @@ use crate::suite::stats::{Stats, now_ns};
 const READS_MAX: usize = 16;
 /// Bodies with more to come than this are thrown away by the kernel if nobody looks at them. Bytes.
 const SKIP_MIN: u64 = 16 << 10;
+/// Time for a server to take a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) enum Progress {
     Sent,
@@ -223,7 +226,7 @@ impl Connection {
 }
 
 fn socket(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect(address)?;
+    let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
     socket.set_nodelay(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -12,6 +12,8 @@ use crate::suite::stats::{Stats, Which};
 const JOINED_MAX: usize = 8 << 10;
 /// Connections that make and remove streams.
 const SETUP_CONNECTIONS: usize = 16;
+/// Time until a request is sent again that found no room.
+const REFUSED_PAUSE_NS: u64 = 50_000_000;
 
 /// A request whose stream's number, and little else, is filled in.
 #[derive(Clone, Debug)]
@@ -85,6 +87,9 @@ pub(super) struct Looper {
     streams: Turn,
     /// Requests that are left; `None` = without an end.
     left: Option<usize>,
+    /// The stream of the last request, and when that was answered with 503, if it is to be sent again.
+    last: usize,
+    refused_at: Option<u64>,
     method: Method,
 }
 
@@ -139,10 +144,10 @@ impl Turn {
 impl Looper {
     /// Sends `template` with `body` until the window is over.
     pub(super) fn new(template: Template, body: Bytes, streams: Turn, method: Method) -> Self {
-        Self { template, body, streams, left: None, method }
+        Self { template, body, streams, left: None, last: 0, refused_at: None, method }
     }
 
-    /// Finishes after so many requests.
+    /// Finishes after so many requests. What the server has no room for just now it is asked again: all of them are to be carried out.
     pub(super) fn finishing_after(mut self, requests: usize) -> Self {
         self.left = Some(requests);
         self
@@ -150,18 +155,30 @@ impl Looper {
 }
 
 impl Client for Looper {
-    fn next(&mut self, _: u64, request: &mut Request) -> Step {
-        match &mut self.left {
-            Some(0) => return Step::Finish,
-            Some(left) => *left -= 1,
-            None => {}
+    fn next(&mut self, now: u64, request: &mut Request) -> Step {
+        if let Some(refused_at) = self.refused_at {
+            let again_at = refused_at + REFUSED_PAUSE_NS;
+            if now < again_at {
+                return Step::Wait(again_at);
+            }
+            self.refused_at = None;
+        } else {
+            match &mut self.left {
+                Some(0) => return Step::Finish,
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            (self.last, _) = self.streams.next();
         }
-        let (stream, _) = self.streams.next();
-        self.template.write_with(request, stream, b"", &self.body);
+        self.template.write_with(request, self.last, b"", &self.body);
         Step::Send
     }
 
     fn answered(&mut self, answer: &Answer, stats: &mut Stats) {
+        if answer.status == 503 && self.left.is_some() {
+            self.refused_at = Some(answer.now);
+            return;
+        }
         if !answer.is_success() {
             stats.error(format!("status {}", answer.status), 1);
             return;
