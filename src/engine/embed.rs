@@ -153,7 +153,7 @@ impl Engine {
         let pinning = if config.server.pin_cores { Pinning::new() } else { None };
         core::start(&shared, ready, pinning.as_ref())
             .map_err(|source| StorageError::Io { context: "starting the core threads".into(), source })?;
-        Ok(Self { shared, _stop: stop })
+        Ok(Self::of(stop))
     }
 }
 

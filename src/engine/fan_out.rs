@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::num::NonZeroU32;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
@@ -27,8 +28,15 @@ pub(super) struct Waiting {
 /// A reader's place in [`Waiting`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    key: u32,
+    /// Key in the list and 1, so that no place takes no room.
+    number: NonZeroU32,
     calls: u32,
+}
+
+impl Place {
+    fn key(self) -> usize {
+        self.number.get() as usize - 1
+    }
 }
 
 impl Waiting {
@@ -41,18 +49,19 @@ impl Waiting {
             return place;
         }
         let key = self.wakers.insert(cx.waker().clone());
-        Place { key: u32::try_from(key).expect("there are fewer readers than that"), calls: self.calls }
+        let number = u32::try_from(key + 1).ok().and_then(NonZeroU32::new);
+        Place { number: number.expect("there are fewer readers than that"), calls: self.calls }
     }
 
     /// This reader waits no longer.
     pub(super) fn leave(&mut self, place: Place) {
         if self.entry(place).is_some() {
-            self.wakers.remove(place.key as usize);
+            self.wakers.remove(place.key());
         }
     }
 
     fn entry(&mut self, place: Place) -> Option<&mut Waker> {
-        if place.calls == self.calls { self.wakers.get_mut(place.key as usize) } else { None }
+        if place.calls == self.calls { self.wakers.get_mut(place.key()) } else { None }
     }
 
     /// Everybody who waits, to be woken.

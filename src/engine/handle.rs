@@ -50,6 +50,16 @@ impl Drop for StopOnDrop {
 }
 
 impl Engine {
+    /// One more handle of a running engine.
+    pub(super) fn of(running: Arc<StopOnDrop>) -> Self {
+        Self { shared: Arc::clone(&running.0), _stop: running }
+    }
+
+    /// The half of a handle that the other can be had from, see [`Self::of`].
+    pub(super) fn into_running(self) -> Arc<StopOnDrop> {
+        self._stop
+    }
+
     /// Number of shards, which is the number of core threads.
     pub fn shard_count(&self) -> usize {
         self.shared.mailboxes.len()

@@ -16,9 +16,10 @@ use bytes::Bytes;
 use slab::Slab;
 
 use crate::engine::api::{LookupRefusal, Page, ReadError, StreamInfo};
+use crate::engine::core::Shared;
 use crate::engine::fan_out::{Place, Waiting, wake_in_turns};
-use crate::engine::handle::Engine;
-use crate::engine::request::{Attachment, Origin, Subscribed, Target};
+use crate::engine::handle::{Engine, StopOnDrop};
+use crate::engine::request::{Attachment, Mail, Origin, Subscribed, Target};
 use crate::protocol::offset::RequestedOffset;
 use crate::stream::fork::StreamRef;
 
@@ -107,6 +108,9 @@ pub(crate) struct Topic {
     state: Mutex<TopicState>,
     /// Where its readers are.
     origin: Origin,
+    /// What its readers would have to know each for itself.
+    stream: StreamRef,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
@@ -134,8 +138,14 @@ enum Next {
 }
 
 impl Topic {
-    /// A topic for readers that run on `origin`.
-    pub(crate) fn new(tail: u64, closed: bool, origin: Origin) -> Arc<Self> {
+    /// A topic of `stream` for readers that run on `origin`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        stream: StreamRef,
+        tail: u64,
+        closed: bool,
+        origin: Origin,
+    ) -> Arc<Self> {
         let state = TopicState {
             tail,
             closed,
@@ -145,7 +155,22 @@ impl Topic {
             joined: VecDeque::new(),
             waiting: Waiting::default(),
         };
-        Arc::new(Self { state: Mutex::new(state), origin })
+        Arc::new(Self { state: Mutex::new(state), origin, stream, shared })
+    }
+
+    /// Where its readers are.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The incarnation that is read.
+    pub(crate) fn stream(&self) -> StreamRef {
+        self.stream
+    }
+
+    /// Tells the shard that owns the stream. By mail even to the own core: its shard may be at work.
+    pub(crate) fn post(&self, mail: Mail) {
+        self.shared.mailboxes[usize::from(self.stream.shard)].post(mail);
     }
 
     /// Takes in news and wakes all readers.
@@ -259,13 +284,11 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(engine: Engine, subscribed: Subscribed, from: RequestedOffset) -> Self {
-        let Subscribed { info, position, check_start: _, topic, attachment } = subscribed;
+        let Subscribed { info, position, check_start: _, attachment } = subscribed;
         let reader = LiveReader {
-            engine,
+            running: engine.into_running(),
             attachment,
-            topic,
-            place: None,
-            fetch: None,
+            waits_for: WaitsFor::News(None),
             tail_at_start: info.tail,
             position,
             held: 0,
@@ -315,24 +338,30 @@ impl Subscription {
     }
 }
 
-/// A [`Subscription`] without the description of its stream.
+/// A [`Subscription`] without the description of its stream. There may be very many, so it is kept small.
 pub struct LiveReader {
-    pub(super) engine: Engine,
+    /// As much of an [`Engine`] as the topic does not have.
+    running: Arc<StopOnDrop>,
     attachment: Attachment,
-    topic: Arc<Topic>,
-    /// Where it waits in the topic.
-    place: Option<Place>,
-    /// The page that is being read from storage. In a box of its own, since most readers never need one.
-    fetch: Option<Fetch>,
+    waits_for: WaitsFor,
     tail_at_start: u64,
     position: u64,
-    held: u64,
+    held: u32,
     closed_at_start: bool,
     /// Asked for from the start, and nothing was delivered yet: if retention takes the start meanwhile, it is the next
     /// position that is kept.
     at_start: bool,
 }
 
+/// What a reader waits for.
+enum WaitsFor {
+    /// For its topic, with its place among those who do.
+    News(Option<Place>),
+    /// For a page from storage.
+    Page(Fetch),
+}
+
+/// In a box of its own, since most readers never need one.
 type Fetch = Pin<Box<dyn Future<Output = Result<Page, ReadError>> + Send>>;
 
 impl fmt::Debug for LiveReader {
@@ -353,18 +382,27 @@ impl LiveReader {
 
     /// The incarnation that is read.
     pub(super) fn stream(&self) -> StreamRef {
-        self.attachment.stream()
+        self.topic().stream()
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        Engine::of(Arc::clone(&self.running))
     }
 
     /// Next byte to deliver.
     pub fn position(&self) -> u64 {
-        self.position - self.held
+        self.position - self.held()
+    }
+
+    fn held(&self) -> u64 {
+        u64::from(self.held)
     }
 
     /// Takes the last `bytes` delivered bytes back: the next batch begins with them, but comes only when there is more
-    /// (or when the stream is closed).
+    /// (or when the stream is closed). At most 4 GiB less one byte.
     pub fn hold_back(&mut self, bytes: usize) {
-        self.held = (bytes as u64).min(self.position);
+        let held = u64::try_from(bytes).unwrap_or(u64::MAX).min(self.position);
+        self.held = u32::try_from(held).unwrap_or(u32::MAX);
     }
 
     /// Waits for what comes next; at once if there is data after the position, or if the stream is closed or gone.
@@ -388,7 +426,7 @@ impl LiveReader {
         loop {
             let event = poll_fn(|cx| match self.poll_next(cx, max_bytes) {
                 Poll::Ready(event) => Poll::Ready(event.map(Some)),
-                Poll::Pending if self.fetch.is_some() => Poll::Pending,
+                Poll::Pending if self.is_fetching() => Poll::Pending,
                 Poll::Pending => give_up.as_mut().poll(cx).map(|()| Ok(None)),
             });
             match event.await? {
@@ -412,20 +450,40 @@ impl LiveReader {
         cx: &mut Context<'_>,
         max_bytes: usize,
     ) -> Poll<Result<LiveEvent, ReadError>> {
-        if self.fetch.is_none() {
+        if !self.is_fetching() {
             match self.look(cx, max_bytes) {
                 Next::Batch(batch) => return Poll::Ready(Ok(self.take(batch))),
                 Next::Closed { tail } => return Poll::Ready(Ok(LiveEvent::Closed { tail })),
                 Next::Ended(Ended::Removed) => return Poll::Ready(Ok(LiveEvent::Removed)),
                 Next::Ended(Ended::SoftDeleted) => return Poll::Ready(Ok(LiveEvent::SoftDeleted)),
                 Next::Nothing => return Poll::Pending,
-                Next::Behind => self.fetch = Some(self.fetch(max_bytes)),
+                Next::Behind => {
+                    let fetch = self.fetch(max_bytes);
+                    self.wait_for(WaitsFor::Page(fetch));
+                }
             }
         }
-        let fetch = self.fetch.as_mut().expect("it was begun just now, if it had not been");
+        let WaitsFor::Page(fetch) = &mut self.waits_for else {
+            unreachable!("it was begun just now, if it had not been");
+        };
         let page = ready!(fetch.as_mut().poll(cx));
-        self.fetch = None;
+        self.wait_for(WaitsFor::News(None));
         Poll::Ready(self.take_page(page))
+    }
+
+    fn is_fetching(&self) -> bool {
+        matches!(self.waits_for, WaitsFor::Page(_))
+    }
+
+    /// Gives up what it waits for now.
+    fn wait_for(&mut self, what: WaitsFor) {
+        if let WaitsFor::News(Some(place)) = std::mem::replace(&mut self.waits_for, what) {
+            lock(&self.topic().state).waiting.leave(place);
+        }
+    }
+
+    fn topic(&self) -> &Topic {
+        self.attachment.topic()
     }
 
     /// What there is next; whoever finds nothing is woken when that changes.
@@ -434,8 +492,9 @@ impl LiveReader {
             // What was there at the start is not news, and the topic may never hear of it.
             return Next::Behind;
         }
-        let mut state = lock(&self.topic.state);
-        let next = state.next(self.position, self.held, max_bytes);
+        let topic = self.attachment.topic();
+        let mut state = lock(&topic.state);
+        let next = state.next(self.position, u64::from(self.held), max_bytes);
         if !matches!(next, Next::Nothing) {
             return next;
         }
@@ -443,7 +502,9 @@ impl LiveReader {
             return Next::Closed { tail: self.tail_at_start };
         }
         // Under the lock under which it looked, so that no news come in between.
-        self.place = Some(state.waiting.enter(self.place, cx));
+        if let WaitsFor::News(place) = &mut self.waits_for {
+            *place = Some(state.waiting.enter(*place, cx));
+        }
         Next::Nothing
     }
 
@@ -458,10 +519,10 @@ impl LiveReader {
     fn fetch(&self, bytes_max: usize) -> Fetch {
         let from = match self.at_start {
             true => RequestedOffset::Start,
-            false => RequestedOffset::At(self.position - self.held),
+            false => RequestedOffset::At(self.position()),
         };
         let StreamRef { shard, id } = self.stream();
-        let engine = self.engine.clone();
+        let engine = self.engine();
         Box::pin(async move { engine.page(shard.into(), Target::Id(id), from, bytes_max).await })
     }
 
@@ -485,8 +546,6 @@ impl LiveReader {
 
 impl Drop for LiveReader {
     fn drop(&mut self) {
-        if let Some(place) = self.place {
-            lock(&self.topic.state).waiting.leave(place);
-        }
+        self.wait_for(WaitsFor::News(None));
     }
 }

@@ -472,7 +472,7 @@ impl LiveReader {
     /// Makes sure that a client's offset lies between two messages where the shard could not see that at once.
     pub(super) async fn check_start(&mut self, from: RequestedOffset) -> Result<(), ReadError> {
         let StreamRef { shard, id } = self.stream();
-        self.engine.page(shard.into(), Target::Id(id), from, 1).await?;
+        self.engine().page(shard.into(), Target::Id(id), from, 1).await?;
         self.confirm();
         Ok(())
     }

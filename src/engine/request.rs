@@ -10,7 +10,6 @@ use crate::engine::api::{
     AppendError, AppendRequest, Appended, CreateError, CreateRequest, Created, LookupError, ReadError,
     StreamInfo, Unavailable,
 };
-use crate::engine::core::Shared;
 use crate::engine::live::{Topic, TopicNews};
 use crate::protocol::name::StreamName;
 use crate::protocol::offset::RequestedOffset;
@@ -290,7 +289,6 @@ pub(crate) struct Subscribed {
     pub(crate) position: u64,
     /// See [`Region::check_start`].
     pub(crate) check_start: bool,
-    pub(crate) topic: Arc<Topic>,
     pub(crate) attachment: Attachment,
 }
 
@@ -298,41 +296,35 @@ pub(crate) struct Subscribed {
 /// waits for any more is dropped on its way, and a reader counted for ever would keep its stream alive for ever.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    shared: Arc<Shared>,
-    stream: StreamRef,
-    origin: Origin,
+    topic: Arc<Topic>,
     /// Whether the stream has the position that the reader asked for is still to be seen. As long as it is, nothing is
     /// lost for the reader, but it does not renew a lifetime.
     in_doubt: bool,
 }
 
 impl Attachment {
-    pub(crate) fn new(shared: Arc<Shared>, stream: StreamRef, origin: Origin, in_doubt: bool) -> Self {
-        Self { shared, stream, origin, in_doubt }
+    pub(crate) fn new(topic: Arc<Topic>, in_doubt: bool) -> Self {
+        Self { topic, in_doubt }
     }
 
-    /// Whose place it is.
-    pub(crate) fn stream(&self) -> StreamRef {
-        self.stream
+    /// What it reads.
+    pub(crate) fn topic(&self) -> &Topic {
+        &self.topic
     }
 
     /// The reader's position is one of the stream's.
     pub(crate) fn confirm(&mut self) {
         if std::mem::take(&mut self.in_doubt) {
-            self.post(Mail::Confirmed { stream: self.stream.id });
+            self.topic.post(Mail::Confirmed { stream: self.topic.stream().id });
         }
-    }
-
-    /// By mail even to the own core: its shard may be at work.
-    fn post(&self, mail: Mail) {
-        self.shared.mailboxes[usize::from(self.stream.shard)].post(mail);
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let Self { stream, origin, in_doubt, .. } = *self;
-        self.post(Mail::Detach { stream: stream.id, origin, in_doubt });
+        let Self { topic, in_doubt } = self;
+        let (stream, origin) = (topic.stream().id, topic.origin());
+        topic.post(Mail::Detach { stream, origin, in_doubt: *in_doubt });
     }
 }
 

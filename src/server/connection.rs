@@ -159,7 +159,11 @@ impl TakenOver {
                 let (events, closes) = *events;
                 Self::go_live(stream, sent_ahead, events, closes, protocols, listed);
             }
-            Reason::Move { to } => protocols.ways.send(to, stream, sent_ahead, listed.leave()),
+            Reason::Move { to } => {
+                if let Some(admission) = listed.leave() {
+                    protocols.ways.send(to, stream, sent_ahead, admission);
+                }
+            }
         }
     }
 

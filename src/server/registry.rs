@@ -32,8 +32,13 @@ const SWEEP_SLICE: usize = 1024;
 /// Time after a connection gave its buffers up in which the allocator is reminded of them: longer than it keeps freed memory.
 const REMINDED_FOR: Duration = Duration::from_secs(4);
 
-/// What is allocated for that: so large that it is never cached with what is small.
-const REMINDER_BYTES: usize = 1024 * 1024;
+/// Times that it is reminded between two sweeps.
+const REMINDERS_PER_TICK: u32 = 2;
+
+/// What is allocated for that, one after the other. With every ten-thousandth block of more than a kilobyte mimalloc looks
+/// for memory that nobody uses; left to itself it keeps some of each size, and some for as long as it is not asked for more.
+const REMINDER_BLOCKS: usize = 10_000;
+const REMINDER_BLOCK_BYTES: usize = 2048;
 
 /// The bounds that the sweep keeps.
 #[derive(Clone, Debug)]
@@ -109,8 +114,15 @@ pub(super) struct Registry {
     remind_until_ms: Cell<u64>,
 }
 
+/// What is known of a connection.
 #[derive(Debug)]
-enum Entry {
+struct Entry {
+    admission: Admission,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
     /// Serves requests.
     Requests { state: Arc<ConnectionState>, task: Option<AbortHandle> },
     /// Carries an event stream, and nothing else.
@@ -138,9 +150,9 @@ impl Registry {
             tokio::task::spawn_local(Rc::clone(self).sweep_while_connected());
         }
         let state = self.new_state();
-        let entry = Entry::Requests { state: Arc::clone(&state), task: None };
+        let entry = Entry { admission, state: State::Requests { state: Arc::clone(&state), task: None } };
         let key = self.entries.borrow_mut().insert(entry);
-        Listed { place: Place { registry: Rc::downgrade(self), key, admission: Some(admission) }, state }
+        Listed { place: Place { registry: Rc::downgrade(self), key }, state }
     }
 
     /// Enters a connection that has been served before, and is idle as after an answer.
@@ -160,7 +172,9 @@ impl Registry {
 
     /// Names the task that serves the connection `key`, for when it has to be ended from outside.
     pub(super) fn attach(&self, key: usize, task: AbortHandle) {
-        if let Some(Entry::Requests { task: place, .. }) = self.entries.borrow_mut().get_mut(key) {
+        if let Some(Entry { state: State::Requests { task: place, .. }, .. }) =
+            self.entries.borrow_mut().get_mut(key)
+        {
             *place = Some(task);
         }
     }
@@ -183,9 +197,9 @@ impl Registry {
     fn tell_all(&self, order: Order, tell: impl Fn(&ConnectionState, Option<&AbortHandle>)) {
         let mut live = Vec::new();
         for (_, entry) in self.entries.borrow_mut().iter_mut() {
-            match entry {
-                Entry::Requests { state, task } => tell(state, task.as_ref()),
-                Entry::Live(state) => live.extend(state.give(order)),
+            match &mut entry.state {
+                State::Requests { state, task } => tell(state, task.as_ref()),
+                State::Live(state) => live.extend(state.give(order)),
             }
         }
         live.into_iter().for_each(Waker::wake);
@@ -198,9 +212,9 @@ impl Registry {
     }
 
     /// Replaces what is known of a connection.
-    fn set(&self, key: usize, entry: Entry) {
-        if let Some(place) = self.entries.borrow_mut().get_mut(key) {
-            *place = entry;
+    fn set(&self, key: usize, state: State) {
+        if let Some(entry) = self.entries.borrow_mut().get_mut(key) {
+            entry.state = state;
         }
     }
 
@@ -216,8 +230,12 @@ impl Registry {
                 from += SWEEP_SLICE;
                 tokio::task::yield_now().await;
             }
-            if self.clock.now_ms() < self.remind_until_ms.get() {
+            for _ in 0..REMINDERS_PER_TICK {
+                if self.clock.now_ms() >= self.remind_until_ms.get() {
+                    break;
+                }
                 remind_allocator();
+                tokio::time::sleep(self.tick / (REMINDERS_PER_TICK + 1)).await;
             }
             if self.entries.borrow().is_empty() {
                 self.entries.borrow_mut().shrink_to_fit();
@@ -232,10 +250,10 @@ impl Registry {
         let now_ms = self.clock.now_ms();
         let mut live = Vec::new();
         for key in from..to.min(entries.capacity()) {
-            match entries.get_mut(key) {
+            match entries.get_mut(key).map(|entry| &mut entry.state) {
                 None => {}
-                Some(Entry::Requests { state, task }) => self.judge(state, task.as_ref()),
-                Some(Entry::Live(state)) => live.extend(state.judge(now_ms, self.tick, &self.timeouts)),
+                Some(State::Requests { state, task }) => self.judge(state, task.as_ref()),
+                Some(State::Live(state)) => live.extend(state.judge(now_ms, self.tick, &self.timeouts)),
             }
         }
         drop(entries);
@@ -262,9 +280,11 @@ impl Registry {
 
 /// Gives the allocator an occasion to return what was freed to the system. mimalloc does so only while it is at work, and some
 /// time after the memory was freed: on a core with nothing but idle event streams, what they used while they were requests
-/// would stay for as long as they do. Nothing is written to the memory, so it costs next to nothing.
+/// would stay for as long as they do. Hardly anything is written to the memory, so it costs next to nothing.
 fn remind_allocator() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(REMINDER_BYTES)));
+    for _ in 0..REMINDER_BLOCKS {
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(REMINDER_BLOCK_BYTES)));
+    }
 }
 
 /// A connection that serves requests, as its core's [`Registry`] has it; owned by the task that serves it.
@@ -283,9 +303,11 @@ impl Listed {
         &self.state
     }
 
-    /// The connection leaves this core, but not the server.
-    pub(super) fn leave(mut self) -> Admission {
-        self.place.admission.take().expect("it is taken only here, where the place ends")
+    /// The connection leaves this core, but not the server. `None` if the core is about to stop.
+    pub(super) fn leave(self) -> Option<Admission> {
+        let registry = self.place.registry.upgrade()?;
+        let entry = registry.entries.borrow_mut().try_remove(self.place.key)?;
+        Some(entry.admission)
     }
 
     /// The connection carries an event stream from now on, for at most `life`.
@@ -297,7 +319,7 @@ impl Listed {
                 // Nobody waits for this yet.
                 let _ = live.give(Order::End);
             }
-            registry.set(place.key, Entry::Live(live));
+            registry.set(place.key, State::Live(live));
             registry.note_freed();
         });
         place
@@ -309,8 +331,6 @@ impl Listed {
 pub(super) struct Place {
     registry: Weak<Registry>,
     key: usize,
-    /// `None` once it was taken to another core.
-    admission: Option<Admission>,
 }
 
 impl Place {
@@ -320,7 +340,7 @@ impl Place {
         let registry = self.registry.upgrade()?;
         let state = registry.new_state();
         state.resume();
-        registry.set(self.key, Entry::Requests { state: Arc::clone(&state), task: None });
+        registry.set(self.key, State::Requests { state: Arc::clone(&state), task: None });
         Some((registry, Listed { place: self, state }))
     }
 
@@ -328,7 +348,7 @@ impl Place {
     /// this is none.
     pub(super) fn with_live<T>(&self, act: impl FnOnce(&mut LiveState, u64) -> T) -> Option<T> {
         self.with_registry(|registry| match registry.entries.borrow_mut().get_mut(self.key) {
-            Some(Entry::Live(state)) => Some(act(state, registry.clock.now_ms())),
+            Some(Entry { state: State::Live(state), .. }) => Some(act(state, registry.clock.now_ms())),
             _ => None,
         })?
     }
@@ -346,7 +366,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.with_registry(|registry| {
-            registry.entries.borrow_mut().try_remove(self.key);
+            let entry = registry.entries.borrow_mut().try_remove(self.key);
+            drop(entry);
             registry.note_freed();
         });
     }

@@ -1,5 +1,7 @@
 //! What readers see: descriptions, read plans, subscriptions. All of durable state, each answer of one instant.
 
+use std::sync::Arc;
+
 use crate::engine::api::{LookupError, LookupRefusal, ReadError, StreamInfo};
 use crate::engine::live::Topic;
 use crate::engine::request::{
@@ -85,6 +87,7 @@ impl Shard {
         // A reader renews the window by being there, and when it leaves.
         let rests_on = if check_start { 0 } else { self.renew(id)? };
         let info = self.info(id);
+        let stream = self.stream_ref(id);
         let subscribers = self.subscribers.entry(id).or_insert_with(|| Subscribers {
             announced: info.tail,
             closed: info.closed,
@@ -98,7 +101,8 @@ impl Shard {
                 audience.topic.clone()
             }
             None => {
-                let topic = Topic::new(subscribers.announced, subscribers.closed, origin);
+                let Subscribers { announced, closed, .. } = *subscribers;
+                let topic = Topic::new(Arc::clone(&self.shared), stream, announced, closed, origin);
                 subscribers.topics.push(Audience { origin, readers: 1, topic: topic.clone() });
                 topic
             }
@@ -106,9 +110,8 @@ impl Shard {
         if !check_start {
             self.hold_open(id);
         }
-        let stream = self.stream_ref(id);
-        let attachment = Attachment::new(self.shared.clone(), stream, origin, check_start);
-        Ok((Subscribed { info, position, check_start, topic, attachment }, rests_on))
+        let attachment = Attachment::new(topic, check_start);
+        Ok((Subscribed { info, position, check_start, attachment }, rests_on))
     }
 
     /// The position of a live reader was in doubt, and turned out to be one of the stream's.
