@@ -4,18 +4,29 @@
 //! keep every request behind them waiting, once for each time that the request has to pass the queue: the appends that
 //! feed the readers among them. So a core wakes some, lets everything else have its turn, and wakes the next. Whoever
 //! comes later in that order finds more to take, in one write.
+//!
+//! When all have been woken who waited at the beginning, that was a *pass*. A writer that is answered during it would have its next
+//! append among the deliveries of the last one, and all readers would be written to once more for each append, which is all that a core can do then.
+//! So a core rests after a pass, for some times as long as that took, and wakes nobody in turns. What comes
+//! meanwhile is delivered together by the next pass. A pass that comes later than that, or is over quickly, waits for nothing.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::num::NonZeroU32;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 /// Readers that one turn wakes: about as many as what else there is to do may be kept waiting by. Fewer, and looking at the
 /// sockets in between takes its part of the time.
 const WOKEN_PER_TURN: usize = 16;
+/// Rest after a pass, as a multiple of what that took: a core gives so many times as much to all else.
+const REST_FACTOR: u32 = 3;
+const REST_MAX: Duration = Duration::from_millis(15);
+/// The runtime's timers are no finer.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 
 /// Readers that wait for news of a stream.
 #[derive(Debug, Default)]
@@ -75,7 +86,11 @@ impl Waiting {
 /// Tasks of one core that are to be woken.
 #[derive(Default)]
 struct Turns {
+    /// Those of the next pass.
     due: VecDeque<Waker>,
+    /// Those that are left of the pass under way.
+    passing: VecDeque<Waker>,
+    rests: bool,
     /// The task that wakes them; `None` on threads that are no cores.
     pump: Option<Waker>,
 }
@@ -84,55 +99,72 @@ thread_local! {
     static TURNS: RefCell<Turns> = RefCell::default();
 }
 
-/// Wakes tasks of the current thread in turns, the first at once. On a thread that is no core: all at once.
+/// Wakes tasks of the current thread: a few at once, many in turns. On a thread that is no core: all at once.
 pub(super) fn wake_in_turns(called: Slab<Waker>) {
+    let are_few = called.len() <= WOKEN_PER_TURN;
     let mut called = called.into_iter().map(|(_, waker)| waker);
-    let may_begin = TURNS.with_borrow(|turns| turns.pump.is_none() || turns.due.is_empty());
-    if may_begin {
+    if are_few || TURNS.with_borrow(|turns| turns.pump.is_none()) {
+        return called.for_each(Waker::wake);
+    }
+    if TURNS.with_borrow(Turns::is_idle) {
         called.by_ref().take(WOKEN_PER_TURN).for_each(Waker::wake);
     }
-    let (pump, left) = TURNS.with_borrow_mut(|turns| match &turns.pump {
-        Some(pump) => {
-            turns.due.extend(called);
-            ((!turns.due.is_empty()).then(|| pump.clone()), None)
-        }
-        None => (None, Some(called)),
+    let pump = TURNS.with_borrow_mut(|turns| {
+        turns.due.extend(called);
+        turns.pump.clone()
     });
-    left.into_iter().flatten().for_each(Waker::wake);
-    if let Some(pump) = pump {
-        pump.wake();
-    }
+    pump.into_iter().for_each(Waker::wake);
 }
 
 /// Serves the turns of the current thread, for as long as it is polled.
 pub(super) async fn turn_by_turn() {
     let mut woken = Vec::with_capacity(WOKEN_PER_TURN);
     loop {
-        let is_more = poll_fn(|cx| TURNS.with_borrow_mut(|turns| turns.take(&mut woken, cx))).await;
-        woken.drain(..).for_each(Waker::wake);
-        if is_more {
+        poll_fn(|cx| TURNS.with_borrow_mut(|turns| turns.poll_pass(cx))).await;
+        let begun = Instant::now();
+        while TURNS.with_borrow_mut(|turns| turns.take(&mut woken)) {
+            woken.drain(..).for_each(Waker::wake);
             // Behind those, and behind what the sockets have by then: the runtime looks at them before this goes on, however
             // many tasks it would poll otherwise until it does.
             tokio::task::yield_now().await;
         }
+        if let Some(rest) = rest_after(begun.elapsed()) {
+            TURNS.with_borrow_mut(|turns| turns.rests = true);
+            tokio::time::sleep(rest).await;
+            TURNS.with_borrow_mut(|turns| turns.rests = false);
+        }
     }
 }
 
+/// How long nobody is woken in turns after a pass that took so long. `None` = no longer than the runtime can tell.
+fn rest_after(took: Duration) -> Option<Duration> {
+    let rest = (took * REST_FACTOR).min(REST_MAX);
+    (rest >= TIMER_STEP).then_some(rest)
+}
+
 impl Turns {
-    /// Moves the tasks of one turn to `woken` as soon as there are any. Whether there are more.
-    fn take(&mut self, woken: &mut Vec<Waker>, cx: &Context<'_>) -> Poll<bool> {
+    /// Nobody waits to be woken, and nobody need wait for that.
+    fn is_idle(&self) -> bool {
+        !self.rests && self.due.is_empty() && self.passing.is_empty()
+    }
+
+    /// Begins a pass as soon as there is somebody to wake.
+    fn poll_pass(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.pump.as_ref().is_none_or(|pump| !pump.will_wake(cx.waker())) {
             self.pump = Some(cx.waker().clone());
         }
         if self.due.is_empty() {
             return Poll::Pending;
         }
-        let count = self.due.len().min(WOKEN_PER_TURN);
-        woken.extend(self.due.drain(..count));
-        if self.due.is_empty() {
-            self.due.shrink_to(WOKEN_PER_TURN);
-        }
-        Poll::Ready(!self.due.is_empty())
+        self.passing = std::mem::take(&mut self.due);
+        Poll::Ready(())
+    }
+
+    /// Moves the tasks of one turn to `woken`. Whether there were any.
+    fn take(&mut self, woken: &mut Vec<Waker>) -> bool {
+        let count = self.passing.len().min(WOKEN_PER_TURN);
+        woken.extend(self.passing.drain(..count));
+        count > 0
     }
 }
 
@@ -195,24 +227,87 @@ mod tests {
     }
 
     #[test]
+    fn the_longer_a_pass_the_longer_the_rest_up_to_a_limit() {
+        assert_eq!(rest_after(Duration::from_micros(300)), None);
+        assert_eq!(rest_after(Duration::from_millis(2)), Some(Duration::from_millis(6)));
+        assert_eq!(rest_after(Duration::from_secs(1)), Some(REST_MAX));
+    }
+
+    /// Passes may be long on a slow machine, and rests take a runtime's timers.
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+    }
+
+    #[test]
     fn a_pump_wakes_some_with_each_turn_in_their_order_and_all_in_the_end() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
         let pump_woken = Arc::new(Count::default());
         let pump_waker = Waker::from(Arc::clone(&pump_woken));
         let mut pump = std::pin::pin!(turn_by_turn());
         let mut turn = || assert!(pump.as_mut().poll(&mut Context::from_waker(&pump_waker)).is_pending());
         turn();
-        let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
-        wake_in_turns(waiting(&first, 2 * WOKEN_PER_TURN + 1).call());
+        let [first, second, few] = std::array::from_fn(|_| Arc::new(Count::default()));
+        wake_in_turns(waiting(&first, 3 * WOKEN_PER_TURN).call());
         assert_eq!((first.get(), pump_woken.get()), (WOKEN_PER_TURN, 1));
         // Behind those who were called before.
-        wake_in_turns(waiting(&second, 1).call());
+        wake_in_turns(waiting(&second, WOKEN_PER_TURN + 1).call());
         assert_eq!(second.get(), 0);
+        wake_in_turns(waiting(&few, WOKEN_PER_TURN).call());
+        assert_eq!(few.get(), WOKEN_PER_TURN, "a few wait for nobody");
+        for expected in [(2, 0), (3, 0), (3, WOKEN_PER_TURN), (3, WOKEN_PER_TURN + 1)] {
+            turn();
+            assert_eq!((first.get() / WOKEN_PER_TURN, second.get()), expected);
+        }
+        TURNS.take();
+    }
+
+    #[test]
+    fn who_is_called_during_a_pass_or_the_rest_after_it_is_woken_by_the_next_one() {
+        /// Takes long enough for a rest.
+        struct Slow(Arc<Count>);
+
+        impl Wake for Slow {
+            fn wake(self: Arc<Self>) {
+                std::thread::sleep(TIMER_STEP);
+                Arc::clone(&self.0).wake();
+            }
+        }
+
+        let runtime = runtime();
+        let entered = runtime.enter();
+        let [slow, during, after] = std::array::from_fn(|_| Arc::new(Count::default()));
+        let mut pump = Box::pin(turn_by_turn());
+        let mut turn = || assert!(pump.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         turn();
-        assert_eq!((first.get(), second.get()), (2 * WOKEN_PER_TURN, 0));
+        let mut list = Waiting::default();
+        let waker = Waker::from(Arc::new(Slow(Arc::clone(&slow))));
+        for _ in 0..=2 * WOKEN_PER_TURN {
+            list.enter(None, &Context::from_waker(&waker));
+        }
+        wake_in_turns(list.call());
         turn();
-        assert_eq!((first.get(), second.get()), (2 * WOKEN_PER_TURN + 1, 1));
-        wake_in_turns(waiting(&second, 1).call());
-        assert_eq!(second.get(), 2);
+        assert_eq!(slow.get(), 2 * WOKEN_PER_TURN);
+        wake_in_turns(waiting(&during, WOKEN_PER_TURN + 1).call());
+        turn();
+        assert_eq!(slow.get(), 2 * WOKEN_PER_TURN + 1);
+        turn();
+        wake_in_turns(waiting(&after, WOKEN_PER_TURN + 1).call());
+        // No timer goes on while nobody drives the runtime.
+        turn();
+        assert_eq!((during.get(), after.get()), (0, 0));
+        drop(entered);
+        runtime.block_on(async {
+            let both = async {
+                while during.get() + after.get() < 2 * (WOKEN_PER_TURN + 1) {
+                    tokio::time::sleep(TIMER_STEP).await;
+                }
+            };
+            tokio::select! {
+                () = pump => unreachable!("it serves them for ever"),
+                () = both => {}
+            }
+        });
         TURNS.take();
     }
 }
