@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::traffic::Traffic;
 use super::{Completion, Order, Report};
@@ -21,6 +21,9 @@ use crate::storage::{
 /// Most bytes of frames and payload taken into one commit, give or take one group: bounds how long the first group of a
 /// batch waits for the others.
 pub(super) const COMMIT_BYTES_MAX: usize = 4 << 20;
+/// How long the thread looks for more after a commit before it sleeps. A client that waits for each answer is back by then,
+/// and to wake a thread takes a third of that, on both sides.
+const LOOK_OUT: Duration = Duration::from_micros(150);
 /// How long nothing has to be committed before something is reclaimed: that may take its time.
 const RECLAIM_AFTER: Duration = Duration::from_millis(500);
 /// Pauses between attempts to open that fail.
@@ -82,6 +85,8 @@ pub(super) struct Worker {
     ticket: Option<Ticket>,
     /// Pause after the next reopening. Back to zero when something was written.
     pub(super) write_delay: Duration,
+    /// There was a commit, and nobody has looked for the next one.
+    is_alert: bool,
     /// Whether removed streams may have left something behind.
     may_reclaim: bool,
     pub(super) traffic: Traffic,
@@ -110,6 +115,7 @@ impl Worker {
             failures: 0,
             ticket: None,
             write_delay: Duration::ZERO,
+            is_alert: false,
             may_reclaim: true,
             traffic: Traffic::new(Box::new(Instant::now)),
             closing: false,
@@ -157,7 +163,7 @@ impl Worker {
     /// not be any.
     fn next_order(&mut self) -> Option<Order> {
         while !self.closing {
-            if let Some(order) = self.postponed.pop_front() {
+            if let Some(order) = self.postponed.pop_front().or_else(|| self.look_out()) {
                 return Some(order);
             }
             let reclaim = self.may_reclaim.then_some(RECLAIM_AFTER);
@@ -179,6 +185,17 @@ impl Worker {
             }
         }
         None
+    }
+
+    /// Looks for a while, after a commit, whether its clients go on at once. Meanwhile others have this CPU if they want it.
+    fn look_out(&mut self) -> Option<Order> {
+        let until = std::mem::take(&mut self.is_alert).then(|| Instant::now() + LOOK_OUT)?;
+        loop {
+            match self.orders.try_recv() {
+                Err(TryRecvError::Empty) if Instant::now() < until => thread::yield_now(),
+                found => return found.ok(),
+            }
+        }
     }
 
     fn flush_due(&self) -> Option<Instant> {
@@ -255,6 +272,7 @@ impl Worker {
         if let Err(error) = guarded(|| open.log.commit_and_tell(&mut groups, on_durable)) {
             return self.fail(&error);
         }
+        self.is_alert = true;
         self.traffic.add(bytes);
         self.watch.wrote(bytes, &*open.log);
         self.report_disk();
