@@ -355,10 +355,14 @@ fn open_shard(
     shared.quotas.set_disk_use(index, DiskUse { taken, room: watch.room() });
     let report = {
         let shared = shared.clone();
-        Arc::new(move |completion| match completion {
-            // Whoever wants to know looks there: nobody has to be woken for it.
-            Completion::Disk(disk) => shared.quotas.set_disk_use(index, disk),
-            completion => shared.mailboxes[index].post(Mail::Completion(completion)),
+        Arc::new(move |completion| {
+            // Whoever wants to know looks there: nobody has to be woken for it, and what is posted may be read late.
+            if let Completion::Disk(disk) | Completion::Reopened { disk, .. } = &completion {
+                shared.quotas.set_disk_use(index, *disk);
+            }
+            if !matches!(completion, Completion::Disk(_)) {
+                shared.mailboxes[index].post(Mail::Completion(completion));
+            }
         })
     };
     let committer = Committer::spawn(index, opener.clone(), log, segments, pace, watch, report)

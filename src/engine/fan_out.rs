@@ -25,6 +25,8 @@ const WOKEN_PER_TURN: usize = 16;
 /// Rest after a pass, as a multiple of what that took: a core gives so many times as much to all else.
 const REST_FACTOR: u32 = 3;
 const REST_MAX: Duration = Duration::from_millis(15);
+/// And for each of its readers, which takes a third of that: a core that has other work is not to let a few wait for that.
+const REST_MAX_EACH: Duration = Duration::from_micros(30);
 /// The runtime's timers are no finer.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 
@@ -122,13 +124,14 @@ pub(super) async fn turn_by_turn() {
     loop {
         poll_fn(|cx| TURNS.with_borrow_mut(|turns| turns.poll_pass(cx))).await;
         let begun = Instant::now();
+        let readers = TURNS.with_borrow(|turns| turns.passing.len());
         while TURNS.with_borrow_mut(|turns| turns.take(&mut woken)) {
             woken.drain(..).for_each(Waker::wake);
             // Behind those, and behind what the sockets have by then: the runtime looks at them before this goes on, however
             // many tasks it would poll otherwise until it does.
             tokio::task::yield_now().await;
         }
-        if let Some(rest) = rest_after(begun.elapsed()) {
+        if let Some(rest) = rest_after(begun.elapsed(), readers) {
             TURNS.with_borrow_mut(|turns| turns.rests = true);
             tokio::time::sleep(rest).await;
             TURNS.with_borrow_mut(|turns| turns.rests = false);
@@ -136,9 +139,10 @@ pub(super) async fn turn_by_turn() {
     }
 }
 
-/// How long nobody is woken in turns after a pass that took so long. `None` = no longer than the runtime can tell.
-fn rest_after(took: Duration) -> Option<Duration> {
-    let rest = (took * REST_FACTOR).min(REST_MAX);
+/// How long nobody is woken in turns after a pass over so many that took so long. `None` = no longer than the runtime can tell.
+fn rest_after(took: Duration, readers: usize) -> Option<Duration> {
+    let of_readers = REST_MAX_EACH.saturating_mul(u32::try_from(readers).unwrap_or(u32::MAX));
+    let rest = took.saturating_mul(REST_FACTOR).min(REST_MAX).min(of_readers);
     (rest >= TIMER_STEP).then_some(rest)
 }
 
@@ -164,6 +168,9 @@ impl Turns {
     fn take(&mut self, woken: &mut Vec<Waker>) -> bool {
         let count = self.passing.len().min(WOKEN_PER_TURN);
         woken.extend(self.passing.drain(..count));
+        if self.passing.is_empty() {
+            self.passing = VecDeque::new();
+        }
         count > 0
     }
 }
@@ -228,9 +235,12 @@ mod tests {
 
     #[test]
     fn the_longer_a_pass_the_longer_the_rest_up_to_a_limit() {
-        assert_eq!(rest_after(Duration::from_micros(300)), None);
-        assert_eq!(rest_after(Duration::from_millis(2)), Some(Duration::from_millis(6)));
-        assert_eq!(rest_after(Duration::from_secs(1)), Some(REST_MAX));
+        let ms = Duration::from_millis;
+        assert_eq!(rest_after(Duration::from_micros(300), 1000), None);
+        assert_eq!(rest_after(ms(2), 1000), Some(ms(6)));
+        assert_eq!(rest_after(ms(1000), 1000), Some(REST_MAX));
+        assert_eq!(rest_after(ms(1000), 100), Some(ms(3)), "most of that time went elsewhere");
+        assert_eq!(rest_after(ms(1000), 20), None);
     }
 
     /// Passes may be long on a slow machine, and rests take a runtime's timers.
@@ -282,15 +292,15 @@ mod tests {
         turn();
         let mut list = Waiting::default();
         let waker = Waker::from(Arc::new(Slow(Arc::clone(&slow))));
-        for _ in 0..=2 * WOKEN_PER_TURN {
+        for _ in 0..=4 * WOKEN_PER_TURN {
             list.enter(None, &Context::from_waker(&waker));
         }
         wake_in_turns(list.call());
         turn();
         assert_eq!(slow.get(), 2 * WOKEN_PER_TURN);
         wake_in_turns(waiting(&during, WOKEN_PER_TURN + 1).call());
-        turn();
-        assert_eq!(slow.get(), 2 * WOKEN_PER_TURN + 1);
+        (0..3).for_each(|_| turn());
+        assert_eq!(slow.get(), 4 * WOKEN_PER_TURN + 1);
         turn();
         wake_in_turns(waiting(&after, WOKEN_PER_TURN + 1).call());
         // No timer goes on while nobody drives the runtime.

@@ -56,7 +56,9 @@ impl Quotas {
             self.disks.iter().map(|disk| of(disk).load(Ordering::Relaxed)).sum()
         };
         if let Some(max) = self.limits.disk_bytes_max {
-            let used = sum(|disk| &disk.taken).saturating_add(sum(|disk| &disk.staged));
+            // In this order: what is on its way to the other may be in both, never in none.
+            let staged = sum(|disk| &disk.staged);
+            let used = staged.saturating_add(sum(|disk| &disk.taken));
             if used.saturating_add(payload) > max {
                 return Err(Full::Disk);
             }

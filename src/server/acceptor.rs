@@ -144,9 +144,12 @@ impl Acceptor {
         // Answers are written whole; waiting for more to send would only delay them. A failure costs just that.
         let _ = stream.set_nodelay(true);
         if core == self.core {
-            self.serve_new(stream, admission);
-        } else {
-            self.protocols.ways().send_new(stream, admission);
+            return self.serve_new(stream, admission);
+        }
+        match self.protocols.ways().send_new(stream, admission) {
+            Ok(None) => {}
+            Ok(Some((stream, admission))) => self.serve_new(stream, admission),
+            Err(error) => tracing::debug!(%error, "a connection cannot be passed on"),
         }
     }
 

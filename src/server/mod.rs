@@ -9,14 +9,14 @@
 //! * `transport`: the socket, watched; problem documents for heads that are no HTTP.
 //! * `registry`, `connection_state`: who waits for what since when, and the sweep that ends those who wait too long.
 //! * `live`, `live_state`: connections that carry an event stream, without hyper; what the sweep knows of them.
-//! * `moving`: connections that go to the core that owns their stream.
+//! * `moving`: connections that go to a core with fewer, or to the one that owns their stream.
 //! * `admission`: how many connections are open, over all cores and on each.
 //! * `cores`: acceptors on all core threads.
 //! * `admin`, `admin_client`: the endpoint on a Unix domain socket for who runs the server, and its other end.
 //! * `raw_response`, `tls`, `open_files`, `signals`, `banner`: what their names say.
 //!
-//! Connections live on the core that accepted them, unless they move to the one that owns their stream. Nothing here knows a rule of the protocol, except that errors are
-//! problem documents.
+//! Connections live on the core that accepted them, unless another one has fewer, or they move to the one that owns their
+//! stream. Nothing here knows a rule of the protocol, except that errors are problem documents.
 
 mod acceptor;
 #[cfg(unix)]

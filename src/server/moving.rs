@@ -1,13 +1,15 @@
 //! Connections that are served by another core than the one that accepted them.
 //!
-//! The kernel chooses the core of a connection blindly. Of a few that have much to do all may get to the same one, and another core has
-//! nothing to do. So a new connection goes on to the core that has the fewest, if that makes a difference.
+//! The kernel chooses the core of a connection blindly. Of a few that have much to do all may get to the same one, and another
+//! core has nothing to do. So a new connection goes on to the core that has the fewest, if that makes a difference.
 //!
-//! Later it may move to the core that owns its stream. Whose requests all go to streams of one other core pays for two hops with each: two wakes of a thread that may be asleep, and
-//! its bytes in another core's cache. Who writes a stream usually writes many times over one connection. So after some requests in a row the connection goes where they go: between two requests
-//! hyper gives the socket back, and the other core serves it on. As long as requests go here and there, it stays.
+//! Later it may move to the core that owns its stream. Whose requests all go to streams of one other core pays for two hops with
+//! each: two wakes of a thread that may be asleep, and its bytes in another core's cache. Who writes a stream usually writes many
+//! times over one connection. So after some requests in a row the connection goes where they go: between two requests hyper gives
+//! the socket back, and the other core serves it on. As long as requests go here and there, it stays.
 
 use std::cell::Cell;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -120,16 +122,23 @@ impl Ways {
         }
     }
 
-    /// Sends a connection that was just accepted to the core that it was admitted to.
-    pub(super) fn send_new(&self, stream: TcpStream, admission: Admission) {
-        match stream.into_std() {
-            Ok(stream) => {
-                let core = admission.core();
-                tracing::debug!(from = self.here, to = core, "a new connection goes to another core");
-                let _ = self.to[core].send(Arrival::New(stream, admission));
-            }
-            Err(error) => tracing::debug!(%error, "a connection cannot be passed on"),
-        }
+    /// Sends a connection that was just accepted to the core that it was admitted to. If that serves none, as it has failed, it is
+    /// returned, admitted to this one.
+    pub(super) fn send_new(
+        &self,
+        stream: TcpStream,
+        admission: Admission,
+    ) -> io::Result<Option<(TcpStream, Admission)>> {
+        let core = admission.core();
+        tracing::debug!(from = self.here, to = core, "a new connection goes to another core");
+        let Err(returned) = self.to[core].send(Arrival::New(stream.into_std()?, admission)) else {
+            return Ok(None);
+        };
+        let Arrival::New(stream, mut admission) = returned.0 else {
+            unreachable!("what is returned is what was sent")
+        };
+        admission.move_to(self.here);
+        Ok(Some((TcpStream::from_std(stream)?, admission)))
     }
 }
 

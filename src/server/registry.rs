@@ -38,6 +38,10 @@ const REMINDERS_PER_TICK: u32 = 2;
 /// What is allocated for that, one after the other. With every ten-thousandth block of more than a kilobyte mimalloc looks
 /// for memory that nobody uses; left to itself it keeps some of each size, and some for as long as it is not asked for more.
 const REMINDER_BLOCKS: usize = 10_000;
+/// Of these, before other tasks get their turn.
+const REMINDER_SLICE: usize = 1000;
+/// Time between two reminders, at least.
+const REMINDER_PAUSE: Duration = Duration::from_millis(300);
 const REMINDER_BLOCK_BYTES: usize = 2048;
 
 /// The bounds that the sweep keeps.
@@ -112,6 +116,8 @@ pub(super) struct Registry {
     draining: Cell<bool>,
     /// Time of the clock until which the allocator is reminded.
     remind_until_ms: Cell<u64>,
+    /// And the next time that it may be.
+    remind_next: Cell<Instant>,
 }
 
 /// What is known of a connection.
@@ -140,6 +146,7 @@ impl Registry {
             sweeping: Cell::new(false),
             draining: Cell::new(false),
             remind_until_ms: Cell::new(0),
+            remind_next: Cell::new(Instant::now()),
         })
     }
 
@@ -234,7 +241,11 @@ impl Registry {
                 if self.clock.now_ms() >= self.remind_until_ms.get() {
                     break;
                 }
-                remind_allocator();
+                let now = Instant::now();
+                if now >= self.remind_next.get() {
+                    self.remind_next.set(now + REMINDER_PAUSE);
+                    remind_allocator().await;
+                }
                 tokio::time::sleep(self.tick / (REMINDERS_PER_TICK + 1)).await;
             }
             if self.entries.borrow().is_empty() {
@@ -281,9 +292,12 @@ impl Registry {
 /// Gives the allocator an occasion to return what was freed to the system. mimalloc does so only while it is at work, and some
 /// time after the memory was freed: on a core with nothing but idle event streams, what they used while they were requests
 /// would stay for as long as they do. Hardly anything is written to the memory, so it costs next to nothing.
-fn remind_allocator() {
-    for _ in 0..REMINDER_BLOCKS {
-        drop(std::hint::black_box(Vec::<u8>::with_capacity(REMINDER_BLOCK_BYTES)));
+async fn remind_allocator() {
+    for _ in 0..REMINDER_BLOCKS / REMINDER_SLICE {
+        for _ in 0..REMINDER_SLICE {
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(REMINDER_BLOCK_BYTES)));
+        }
+        tokio::task::yield_now().await;
     }
 }
 

@@ -65,7 +65,6 @@ enum Effect {
 
 /// What waits for the group.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are answers")]
 enum Waiting {
     /// An answer that rests on it.
     Answer(Origin, Parcel),
@@ -238,7 +237,8 @@ impl Shard {
     pub(crate) fn completed(&mut self, completion: Completion) {
         match completion {
             Completion::Durable { through } => self.durable_through(through),
-            Completion::Disk(disk) => self.shared.quotas.set_disk_use(self.index, disk),
+            // The quotas have it already.
+            Completion::Disk(_) => {}
             // Those of a state that is gone are not to be used; a shard that stops needs them no more.
             Completion::Prepared(checkpoint) => {
                 if matches!(self.phase, Phase::Working) {
@@ -256,9 +256,8 @@ impl Shard {
                 error!(shard = self.index, error, "the shard could not be reopened; trying again");
                 self.shared.set_health(self.index, Some(format!("shard {}: {error}", self.index)));
             }
-            Completion::Reopened { recovered, reader, disk } => match self.reopened(recovered, reader) {
+            Completion::Reopened { recovered, reader, .. } => match self.reopened(recovered, reader) {
                 Ok(()) => {
-                    self.shared.quotas.set_disk_use(self.index, disk);
                     info!(shard = self.index, "the shard was reopened and takes writes again");
                     self.shared.set_health(self.index, None);
                 }

@@ -94,7 +94,7 @@ pub(super) struct Expected<'a>(&'a CommitNotice);
 
 impl Expected<'_> {
     /// The commit has succeeded, as redb says: tells of it, if nobody has yet.
-    pub(super) fn is_over(self) {
+    pub(super) fn tell_if_untold(self) {
         let waiting = self.0.state().waiting.take();
         if let Some(waiting) = waiting {
             (waiting.on_durable)();
@@ -250,7 +250,7 @@ mod tests {
             self.below.is_broken.store(false, Ordering::Relaxed);
             let early = told.load(Ordering::Relaxed);
             if outcome.is_ok() {
-                expected.is_over();
+                expected.tell_if_untold();
                 assert_ne!(told.load(Ordering::Relaxed), 0);
             }
             outcome.map(|()| early)

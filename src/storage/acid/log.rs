@@ -465,7 +465,7 @@ impl CommitLog for ShardLog {
         let notice = self.notice.clone();
         let expected = notice.expect(on_durable);
         self.commit(groups)?;
-        expected.is_over();
+        expected.tell_if_untold();
         Ok(())
     }
 

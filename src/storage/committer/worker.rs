@@ -261,7 +261,7 @@ impl Worker {
     fn commit(&mut self, mut groups: Vec<Group>, bytes: usize) {
         let through = groups.last().map_or(0, |group| group.seq);
         let Some(open) = &mut self.open else { return };
-        // Before the groups count as staged no more.
+        // Before the groups count as staged no more: for an instant they count twice, but never not at all.
         self.reported_disk.taken += bytes as u64;
         let takes_more = (bytes > 0).then_some(self.reported_disk);
         let report = Arc::clone(&self.start.report);
