@@ -5,10 +5,11 @@
 //! feed the readers among them. So a core wakes some, lets everything else have its turn, and wakes the next. Whoever
 //! comes later in that order finds more to take, in one write.
 //!
-//! When all have been woken who waited at the beginning, that was a *pass*. A writer that is answered during it would have its next
-//! append among the deliveries of the last one, and all readers would be written to once more for each append, which is all that a core can do then.
-//! So a core rests after a pass, for some times as long as that took, and wakes nobody in turns. What comes
-//! meanwhile is delivered together by the next pass. A pass that comes later than that, or is over quickly, waits for nothing.
+//! When all have been woken who waited at the beginning, that was a *pass*. A writer that is answered during it would have its
+//! next append among the deliveries of the last one, and all readers would be written to once more for each append, which is all
+//! that a core can do then. So a core rests after a pass, for some times as long as that took, and wakes nobody in turns. What
+//! comes meanwhile is delivered together by the next pass. A pass that comes later than that waits for nothing, and after one
+//! that is over quickly there is no rest.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -139,7 +140,7 @@ pub(super) async fn turn_by_turn() {
     }
 }
 
-/// How long nobody is woken in turns after a pass over so many that took so long. `None` = no longer than the runtime can tell.
+/// How long nobody is woken in turns after a pass over so many that took so long. `None` = less than the runtime can tell.
 fn rest_after(took: Duration, readers: usize) -> Option<Duration> {
     let of_readers = REST_MAX_EACH.saturating_mul(u32::try_from(readers).unwrap_or(u32::MAX));
     let rest = took.saturating_mul(REST_FACTOR).min(REST_MAX).min(of_readers);

@@ -44,8 +44,8 @@ impl Gate {
         (before < self.limit).then_some(admission)
     }
 
-    /// The core for a connection that `core` is about to accept: that with the fewest, if `core` has more by over a quarter. Of two
-    /// connections each gets a core of its own, and of very many few are passed on, which costs a wake each.
+    /// The core for a connection that `core` is about to accept: that with the fewest, if `core` has more by over a quarter.
+    /// Of two connections each gets a core of its own, and of very many few are passed on, which costs a wake each.
     pub(super) fn core_for_one_more(&self, core: usize) -> usize {
         let counts = self.on_core.iter().map(|count| count.load(Ordering::Relaxed)).enumerate();
         let here = self.on_core[core].load(Ordering::Relaxed);

@@ -122,8 +122,8 @@ impl Ways {
         }
     }
 
-    /// Sends a connection that was just accepted to the core that it was admitted to. If that serves none, as it has failed, it is
-    /// returned, admitted to this one.
+    /// Sends a connection that was just accepted to the core that it was admitted to. If that serves none, as it has failed, it
+    /// is returned, admitted to this one.
     pub(super) fn send_new(
         &self,
         stream: TcpStream,

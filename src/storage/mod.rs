@@ -157,8 +157,8 @@ pub(crate) trait CommitLog: Send {
     /// Makes all of `groups` durable in one atomic step. After an error nothing may be assumed of them, and the log
     /// takes no further commits: it has to be opened again.
     fn commit(&mut self, groups: &mut [Group]) -> Result<(), StorageError>;
-    /// The same, and calls `on_durable` as soon as the groups are durable, be it that the log goes on with something else then: if that
-    /// fails, so does the commit, but they are durable all the same.
+    /// The same, and calls `on_durable` as soon as the groups are durable, be it that the log goes on with something else
+    /// then: if that fails, so does the commit, but they are durable all the same.
     fn commit_and_tell(&mut self, groups: &mut [Group], on_durable: OnDurable) -> Result<(), StorageError> {
         self.commit(groups)?;
         on_durable();

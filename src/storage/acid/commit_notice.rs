@@ -3,9 +3,9 @@
 //! That is before redb says so: once its last sync has succeeded, nothing that it does can undo the commit, but it goes on with
 //! what the next one needs, and frees the pages that were replaced. That takes a twelfth of the time of an append that is alone.
 //!
-//! Which sync it is shows in the header of the database. It has two slots, of which one bit chooses that of the last commit, and each
-//! has the number of its transaction. So a commit is durable when the header as it was written last has a higher number in the chosen
-//! slot than before the transaction, and a sync that began later has succeeded. Syncs in the middle of a transaction, when the
+//! Which sync it is shows in the header of the database. It has two slots, of which one bit chooses that of the last commit, and
+//! each has the number of its transaction. So a commit is durable when the header as it was written last has a higher number in
+//! the chosen slot than before the transaction, and a sync that began later has succeeded. Syncs in the middle of a transaction, when the
 //! file grows, find the number of before; and so does the first one of a commit that takes two.
 //!
 //! Only redb's file format 3 is understood. Of a database in another one is told when redb says so.
@@ -74,8 +74,8 @@ impl CommitNotice {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before a transaction begins: `on_durable` is called within its commit, at the earliest. Nobody is told any more when what
-    /// this returns is dropped.
+    /// To be called before a transaction begins: `on_durable` is called within its commit, at the earliest. Nobody is told any
+    /// more when what this returns is dropped.
     pub(super) fn expect(&self, on_durable: OnDurable) -> Expected<'_> {
         let mut state = self.state();
         let before = state.transaction;

@@ -147,7 +147,8 @@ impl Looper {
         Self { template, body, streams, left: None, last: 0, refused_at: None, method }
     }
 
-    /// Finishes after so many requests. What the server has no room for just now it is asked again: all of them are to be carried out.
+    /// Finishes after so many requests, all of which are to be carried out: those that the server has no room for just now are
+    /// sent again.
     pub(super) fn finishing_after(mut self, requests: usize) -> Self {
         self.left = Some(requests);
         self
